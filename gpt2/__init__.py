@@ -1,0 +1,1 @@
+"""GPT-2 and the mechanisms under study."""

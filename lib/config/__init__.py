@@ -1,0 +1,1 @@
+"""Configuration: strict Kconfig in, typed and hashed run specifications out."""
