@@ -1,4 +1,12 @@
-"""Mistakes that a person can mend: one line each, and the exit code of the program that meets one."""
+"""Mistakes that a person can mend: one line each, and the exit code of the program that meets one.
+
+Codes: 0 done, 1 run failed, 2 configuration, 3 data, 75 interrupted and resumable, 130 Ctrl-C.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -29,3 +37,21 @@ class Interrupted(UserError):
     """Stopped by a signal after saving a checkpoint; the same command continues."""
 
     exit_code = 75
+
+
+def exit_with(main: Callable[[], int | None]) -> NoReturn:
+    """Run a program's `main` and leave with its exit code; a UserError is one line on stderr, never a traceback."""
+    try:
+        code = main() or 0
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        # The reader (head, less) has gone; there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)

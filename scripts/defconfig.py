@@ -1,0 +1,20 @@
+"""make defconfig-NAME[+HOST]: write .config from defconfigs/NAME."""
+
+import sys
+
+from workspace import Workspace, exit_with
+
+from lib.config import defconfigs
+
+
+def main() -> None:
+    space, name = Workspace(), sys.argv[1]
+    _ = space.variables
+    space.base.mkdir(parents=True, exist_ok=True)
+    assignments = defconfigs.read(space.resolver, name)
+    defconfigs.write_config(space.resolver, assignments, space.config_path, f"Made from defconfigs/{name}")
+    print(f"{space.shown(space.config_path)} written from {name}. Next: make check, then make")
+
+
+if __name__ == "__main__":
+    exit_with(main)

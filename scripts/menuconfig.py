@@ -1,0 +1,29 @@
+"""make menuconfig: edit .config in the terminal."""
+
+import os
+import sys
+
+from workspace import Workspace, exit_with
+
+from lib.config import sources
+from lib.config.errors import ConfigError
+
+
+def main() -> None:
+    space = Workspace()
+    _ = space.variables
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise ConfigError("menuconfig needs a terminal; edit .config, or use `make show` and variables")
+    space.base.mkdir(parents=True, exist_ok=True)
+    if space.config_path.exists():
+        sources.read_file(space.resolver.schema, space.config_path)
+    os.environ["KCONFIG_CONFIG"] = str(space.config_path)
+    import menuconfig
+
+    space.resolver.schema.kconf.unset_values()
+    menuconfig.menuconfig(space.resolver.schema.kconf)
+    space.specs()
+
+
+if __name__ == "__main__":
+    exit_with(main)

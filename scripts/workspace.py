@@ -1,0 +1,92 @@
+"""What every command starts from: the checkout, the folder of .config (O=dir), and the settings given so far."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import cached_property
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from lib.matrix.config import MatrixConfig  # noqa: E402
+
+from lib.config import flags, sources  # noqa: E402
+from lib.config.errors import ConfigError, exit_with  # noqa: E402
+from lib.config.fields import fill  # noqa: E402
+from lib.config.resolve import OPTIMIZER_SYMBOL, SEED_SYMBOL, STEP_SYMBOL, Resolver, RunSpec  # noqa: E402
+from lib.config.sources import Assignment  # noqa: E402
+
+__all__ = ["ROOT", "Workspace", "exit_with"]
+
+PROGRAM = Path("gpt2") / "train_ra_mla.py"
+# Settings of the matrix itself: the axes reach a run by its own flags, the rest does not concern it.
+_MATRIX = {STEP_SYMBOL, SEED_SYMBOL, OPTIMIZER_SYMBOL, "GPT2_STEPS", "GPT2_SEEDS", "GPT2_OPTIMIZERS"} | {
+    "GPT2_CONTRASTS",
+    "GPT2_PARALLEL_RUNS",
+}
+
+
+class Workspace:
+    """One checkout and one folder that holds .config and results."""
+
+    def __init__(self) -> None:
+        self.root = ROOT
+        self.base = Path(os.environ.get("CONFIG_DIR") or ROOT).resolve()
+        self.config_path = self.base / ".config"
+        self.resolver = Resolver(ROOT)
+
+    @cached_property
+    def variables(self) -> list[Assignment]:
+        """Make variables and GPT2_ environment names; misspelt ones stop every command."""
+        return sources.variables(self.resolver.schema, os.environ)
+
+    @cached_property
+    def given(self) -> list[Assignment]:
+        """The .config and the variables. Raises ConfigError where there is no .config."""
+        if not self.config_path.exists():
+            raise ConfigError(
+                f"{self.shown(self.config_path)}: no such file; start with `make defconfig-gpt2-ra-ablation`,"
+                " or `make list-defconfigs`"
+            )
+        found = sources.read_file(self.resolver.schema, self.config_path, shown=self.shown(self.config_path))
+        return found + self.variables
+
+    def shown(self, path: Path) -> str:
+        """A path as the user would type it."""
+        return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+    @cached_property
+    def matrix(self) -> MatrixConfig:
+        """The axes of the matrix."""
+        for a in self.variables:
+            axis = {STEP_SYMBOL: "STEPS", SEED_SYMBOL: "SEEDS"}.get(a.option.name)
+            if axis:
+                raise ConfigError(f"{a.where}: a matrix has its own axis; write {axis}={a.text}")
+        values, _ = self.resolver.resolve(self.given)
+        return fill(MatrixConfig, values)
+
+    @cached_property
+    def output(self) -> Path:
+        """The results folder."""
+        return self.base / self.matrix.output
+
+    def specs(self) -> list[RunSpec]:
+        """One specification per step × optimizer × seed; seeds vary slowest, so that every arm has its first seed early."""
+        m = self.matrix
+        return [
+            self.resolver.spec(self.given, step, optimizer, seed)
+            for seed in m.seed_list
+            for optimizer in m.optimizer_list or [None]
+            for step in m.step_list
+        ]
+
+    def command(self, spec: RunSpec) -> list[str]:
+        """The words after the interpreter that train `spec` in a process of its own."""
+        words = [str(PROGRAM), "--config", self.shown(self.config_path), "--expect", spec.spec_hash[:16]]
+        words += ["--ra-mla-ablation-step", spec.step, "--optimizer", spec.optimizer, "--seed", str(spec.seed)]
+        for a in spec.overrides:
+            if a.option.name not in _MATRIX:
+                words += flags.as_flags(a.option, a.text)
+        return words
