@@ -1,0 +1,171 @@
+"""One process or many: the only place that reads RANK and its relatives.
+
+Gradients are summed by DistributedDataParallel with a hook that does not divide: the loss is scaled by the number of
+micro-batches in a step wherever they run, so two ranks with one micro-batch each add the same numbers as one process
+accumulating two. Decisions (stop, time) go through a second, gloo group and never wait for a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lib.config.errors import ConfigError, RunError
+
+T = TypeVar("T")
+PR_SET_PDEATHSIG = 1
+
+
+def is_launched() -> bool:
+    """Whether torchrun (or another launcher that sets RANK and WORLD_SIZE) started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def rank() -> int:
+    """This process's number among all of the run; 0 when alone."""
+    return int(os.environ["RANK"]) if is_launched() else 0
+
+
+@dataclass
+class World:
+    """The processes of this run, as one of them sees it."""
+
+    rank: int
+    size: int
+    local_size: int
+    device: torch.device
+    control: Any = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """`model` with gradients summed over the ranks in each backward pass; itself when alone."""
+        if self.size == 1:
+            return model
+        from torch.nn.parallel import DistributedDataParallel
+
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        wrapped = DistributedDataParallel(
+            model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+        wrapped.register_comm_hook(None, _sum_bucket)
+        return wrapped
+
+    def agree(self, *values: float) -> list[float]:
+        """Element-wise maximum of `values` over the ranks."""
+        if self.size == 1:
+            return list(values)
+        table = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(table, op=dist.ReduceOp.MAX, group=self.control)
+        return [float(v) for v in table]
+
+    def any_(self, flag: Tensor) -> Tensor:
+        """Maximum of a device tensor over the ranks, in place, without waiting for the device."""
+        if self.size > 1:
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return flag
+
+    def from_main(self, value: T) -> T:
+        """Rank 0's `value`, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """Every rank's `tensor` (equal shapes), on the CPU, in rank order."""
+        tensor = tensor.detach().cpu()
+        if self.size == 1:
+            return [tensor]
+        out = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(out, tensor, group=self.control)
+        return out
+
+    def leave(self, at_once: bool = False) -> None:
+        """End the process group; `at_once` after a failure, when the others may no longer answer."""
+        if self.size > 1 and dist.is_initialized() and not at_once:
+            dist.destroy_process_group()
+
+
+def join(device: str, timeout: int) -> World:
+    """Join the run on `device` (auto, cpu, cuda); a collective silent for `timeout` seconds ends the run.
+
+    Raises ConfigError when CUDA is demanded and absent.
+    """
+    local = int(os.environ.get("LOCAL_RANK", 0)) if is_launched() else 0
+    chosen = _device(device, local)
+    if not is_launched():
+        return World(0, 1, 1, chosen)
+    die_with_parent()
+    size = int(os.environ["WORLD_SIZE"])
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    if size == 1:
+        return World(0, 1, 1, chosen)
+    wait = timedelta(seconds=timeout)
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    if not dist.is_initialized():
+        dist.init_process_group(backend, timeout=wait, device_id=chosen if backend == "nccl" else None)
+    control = dist.new_group(backend="gloo", timeout=wait) if backend == "nccl" else None
+    return World(rank(), size, local_size, chosen, control)
+
+
+def _device(device: str, local: int) -> torch.device:
+    available = device != "cpu" and torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise ConfigError("GPT2_DEVICE is cuda, but no CUDA GPU is visible here; use auto or cpu")
+    if not available:
+        return torch.device("cpu")
+    if local >= torch.cuda.device_count():
+        raise ConfigError(f"GPT2_NGPUS wants process {local}, but {torch.cuda.device_count()} GPU(s) are visible here")
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its launcher dies, however it dies: no orphan holds a GPU (Linux)."""
+    if not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died in between
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def losses_of_ranks(world: World) -> Iterator[None]:
+    """Turn a collective's complaint that a rank is gone or silent into a RunError of one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).splitlines()[0] if str(error) else ""
+        lost = isinstance(error, dist.DistError) or any(
+            word in said.lower() for word in ("connection closed", "gloo", "nccl", "timed out", "timeout", "peer")
+        )
+        if world.size == 1 or not lost:
+            raise
+        raise RunError(
+            f"rank {world.rank} lost another process of this run ({said[:200]}); "
+            "start again with the same command: it continues from the newest checkpoint"
+        ) from error
+
+
+def _sum_bucket(state: None, bucket: Any) -> torch.futures.Future[Tensor]:
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    assert work is not None
+    future: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
+    return future
