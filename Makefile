@@ -22,64 +22,64 @@ PY := .venv/bin/python
 CORE := .venv/.core
 DEV := .venv/.dev
 endif
-PROGRAM = $(Q)$(PY) scripts
+PROGRAM = $(Q)$(PY) -m scripts
 
 run: $(CORE) ## train what is not done; resumable, Ctrl-C is safe (default)
-	$(PROGRAM)/run.py
+	$(PROGRAM).run
 
 quickstart: $(CORE) ## V0-V6 in five minutes on two cores, in quickstart/
-	$(Q)CONFIG_DIR=$(CURDIR)/quickstart $(PY) scripts/defconfig.py gpt2-ra-quickstart
-	$(Q)CONFIG_DIR=$(CURDIR)/quickstart $(PY) scripts/run.py
+	$(Q)CONFIG_DIR=$(CURDIR)/quickstart $(PY) -m scripts.defconfig gpt2-ra-quickstart
+	$(Q)CONFIG_DIR=$(CURDIR)/quickstart $(PY) -m scripts.run
 
 list-defconfigs: $(CORE) ## every whole configuration
-	$(PROGRAM)/list_defconfigs.py
+	$(PROGRAM).list_defconfigs
 
 defconfig-%: $(CORE) ## defconfig-NAME[+HOST]: write .config
-	$(PROGRAM)/defconfig.py $*
+	$(PROGRAM).defconfig $*
 
 # Spelled out once more so that the shell completes them.
 $(DEFCONFIGS:%=defconfig-%): defconfig-%: $(CORE)
-	$(PROGRAM)/defconfig.py $*
+	$(PROGRAM).defconfig $*
 
 menuconfig: $(CORE) ## edit .config in the terminal
-	$(PROGRAM)/menuconfig.py
+	$(PROGRAM).edit_config
 
 show: $(CORE) ## every value and its source
-	$(PROGRAM)/show.py
+	$(PROGRAM).show
 
 diffconfig: $(CORE) ## A=file|name B=file|name: what differs (default .config.old and .config)
-	$(PROGRAM)/diffconfig.py
+	$(PROGRAM).diffconfig
 
 savedefconfig: $(CORE) ## NAME=name: keep this .config in defconfigs/
-	$(PROGRAM)/savedefconfig.py
+	$(PROGRAM).savedefconfig
 
 check: $(CORE) ## dry run of every step at its real size, on the CPU
-	$(PROGRAM)/check.py
+	$(PROGRAM).check
 
 plan: $(CORE) ## the exact commands
-	$(PROGRAM)/plan.py
+	$(PROGRAM).plan
 
 estimate: $(CORE) ## how long it will take
-	$(PROGRAM)/estimate.py
+	$(PROGRAM).estimate
 
 status: $(CORE) ## what is done, running, stopped, failed, waiting
-	$(PROGRAM)/status.py
+	$(PROGRAM).status
 
 rerun: $(CORE) ## STEPS=failed, or STEPS="V1 V2": set results aside and train again
-	$(PROGRAM)/rerun.py
+	$(PROGRAM).rerun
 
 summary: $(CORE) ## the table of results, also as summary.md and summary.json
-	$(PROGRAM)/summary.py
+	$(PROGRAM).summary
 
 clean: $(CORE) ## remove caches and leftovers of interrupted work; never results
-	$(PROGRAM)/clean.py
+	$(PROGRAM).clean
 
 mrproper: $(CORE) ## clean, and remove .config and token shards; never results
-	$(PROGRAM)/clean.py --all
+	$(PROGRAM).clean --all
 
 docs: $(CORE) ## write docs/configuration.md and the diagrams
-	$(PROGRAM)/document.py
-	$(PROGRAM)/draw_diagrams.py
+	$(PROGRAM).document
+	$(PROGRAM).draw_diagrams
 
 test: $(DEV) ## the tests (at most 6 minutes on two cores)
 	$(Q)OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 2 --dist loadfile

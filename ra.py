@@ -271,6 +271,7 @@ class ReciprocalMLP(nn.Module):
     """
 
     gate_prefix = "rmlp"
+    no_weight_decay = ("mixer",)  # it starts at the identity, from which decay to zero would lead away
     coupling_scale: Tensor
 
     def __init__(
@@ -300,11 +301,7 @@ class ReciprocalMLP(nn.Module):
         self.c_proj = nn.Linear(d_ff, n_embd, bias=bias, device=device)
         self.w_std = nn.Parameter(torch.ones(1))
         self.w_rec = nn.Parameter(torch.ones(1))
-        self.mixer: nn.Parameter | None = None
-        if use_mixer:
-            self.mixer = nn.Parameter(torch.eye(R_ff))
-            # It starts at the identity, towards which decay to zero would not lead.
-            self.mixer.no_weight_decay = True  # type: ignore[attr-defined]
+        self.mixer = nn.Parameter(torch.eye(R_ff)) if use_mixer else None
         # sigmoid(4) = 0.98: the gate starts almost open, with a gradient.
         self.gate_alpha = nn.Parameter(torch.zeros(n_embd)) if use_gates else None
         self.gate_bias = nn.Parameter(torch.full((1,), 4.0)) if use_gates else None

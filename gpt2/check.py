@@ -1,21 +1,23 @@
 """The dry run: build every arm at its real width and depth, train it for one step, and say what is broken.
 
 One process on the CPU. Width and depth are real at batch 1 and a short context; what depends on position runs once more
-on two layers at the full context. No data is read: tokens are random.
+at the full context, in one block of each kind. FLOPs are counted on the meta device. No data is read: tokens are random.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from gpt2 import size
-from gpt2.count import count
-from gpt2.model import GPT2, GPT2Config, pad_vocab
+from gpt2.count import count, training_flops
+from gpt2.model import GPT2, GPT2Config
 from gpt2.ra_patch import patch_model, set_ra_mlp_coupling_scale
 from lib.config.errors import UserError
 from lib.config.fields import Value, fill
@@ -23,11 +25,15 @@ from lib.config.resolve import RunSpec
 from lib.optimizers.build import OptimizerConfig, build
 
 SHORT_CONTEXT = 128
+ROOT = Path(__file__).resolve().parent.parent
 Report = Callable[[str], None]
 
 
 def check(specs: Sequence[RunSpec], report: Report = print) -> list[str]:
-    """Try every distinct arm among `specs`; report a line for each and return the names of the broken ones."""
+    """Try every distinct arm among `specs`; report a line for each and return the names of the broken ones.
+
+    Raises UserError for what a person can mend, such as a model beyond this machine's memory.
+    """
     broken: list[str] = []
     vanilla: dict[GPT2Config, GPT2] = {}
     seen: set[tuple[str, str]] = set()
@@ -43,36 +49,60 @@ def check(specs: Sequence[RunSpec], report: Report = print) -> list[str]:
             raise
         except Exception as error:
             broken.append(spec.step)
-            said = f"BROKEN  {error.__class__.__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            said = f"BROKEN  {what_and_where(error)}"
         report(f"{spec.step:<6} {said}  ({time.monotonic() - began:.1f} s)  {spec.description}")
     return broken
 
 
+def what_and_where(error: Exception) -> str:
+    """One line: the error's first line, and the innermost line of this project that it came through."""
+    first = (str(error).splitlines() or [""])[0]
+    own = [f for f in traceback.extract_tb(error.__traceback__) if _is_own(f.filename)]
+    place = own[-1] if own else None
+    at = f" at {Path(place.filename).relative_to(ROOT)}:{place.lineno}" if place else ""
+    return f"{type(error).__name__}{at}: {first}"
+
+
+def _is_own(filename: str) -> bool:
+    """Whether a source file is of this project, and not this module, whose own findings need no line number."""
+    path = Path(filename)
+    inside = path.is_relative_to(ROOT) and not path.relative_to(ROOT).parts[0].startswith(".")
+    return inside and path != Path(__file__).resolve()
+
+
 def check_step(values: Mapping[str, Value], vanilla: dict[GPT2Config, GPT2]) -> str:
     """Build, patch, train one step. Raises whatever is wrong; `vanilla` keeps the unpatched model for the next arm."""
-    vocabulary = {"gpt2": 50257, "bytes": 257}.get(str(values["GPT2_TOKENIZER"])) or int(values["GPT2_BPE_VOCAB"])
-    config = fill(GPT2Config, values, vocab_size=pad_vocab(vocabulary, int(values["GPT2_VOCAB_MULTIPLE"])))
+    # The sizes of the ready-made vocabularies; a trained one has the size that is set.
+    vocab = {"gpt2": 50257, "bytes": 257}.get(str(values["GPT2_TOKENIZER"])) or int(values["GPT2_BPE_VOCAB"])
+    config = size.config_of(values, vocab)
     if config not in vanilla:
-        size.refuse_absurd(values, config.vocab_size)
+        size.refuse_absurd(values, vocab)
         vanilla.clear()
         vanilla[config] = GPT2(config, generator=torch.Generator().manual_seed(0))
     model = GPT2(config, weights_of=vanilla[config])
     patch_model(model, values, torch.Generator().manual_seed(1))
-    cost = _cost(values, config, model)
+    cost = _cost(values, vocab, model)
     losses = _one_step(model, values, min(SHORT_CONTEXT, config.block_size))
-    _full_context(config, values)
+    _full_context(model)
     return f"ok  {cost.parameters:,} parameters, {cost.flops_per_token / 1e6:,.1f} MFLOP/token, loss {losses}"
 
 
-def _cost(values: Mapping[str, Value], config: GPT2Config, model: GPT2) -> size.Cost:
-    """The closed form where there is one (it must agree with the model), else the count."""
-    parameters = sum(p.numel() for p in model.parameters())
+def _cost(values: Mapping[str, Value], vocab_size: int, model: GPT2) -> size.Cost:
+    """The closed form where there is one (the model must agree with it), else the count."""
+    block_size = model.config.block_size
+    traced = GPT2(model.config, device="meta")
+    patch_model(traced, values, torch.Generator().manual_seed(1))
     try:
-        cost = size.cost(values, config.vocab_size)
+        cost = size.cost(values, vocab_size)
     except KeyError:
-        return count(model, config.block_size)
+        return count(traced, block_size)
+    parameters = sum(p.numel() for p in model.parameters())
     if cost.parameters != parameters:
         raise ValueError(f"gpt2/size.py says {cost.parameters:,} parameters, the model has {parameters:,}")
+    # The backward pass is twice the forward; to trace it too would take three times as long.
+    flops, counted = cost.flops_per_token * block_size / 3, training_flops(traced, block_size, backward=False)
+    if round(flops) != counted:
+        raise ValueError(f"gpt2/size.py says {flops:,.0f} FLOPs forward per sequence, the model does {counted:,}")
     return cost
 
 
@@ -81,34 +111,54 @@ def _one_step(model: GPT2, values: Mapping[str, Value], context: int) -> str:
     x, y = tokens[:, :-1], tokens[:, 1:]
     set_ra_mlp_coupling_scale(model, 0.5)
     torch.manual_seed(3)
-    before = _finite(model(x, y), "the loss")
+    before = _loss(model, x, y, "the loss")
     before.backward()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             if parameter.grad is None:
                 raise ValueError(f"{name} gets no gradient")
-            _finite(parameter.grad, f"the gradient of {name}")
+            if not is_finite(parameter.grad):
+                raise ValueError(f"the gradient of {name} is not finite")
     optimizer = build(model, fill(OptimizerConfig, values))
     optimizer.step()
     with torch.no_grad():
-        after = _finite(model(x, y), "the loss after one step")
+        after = _loss(model, x, y, "the loss after one step")
     return f"{before.item():.3f} -> {after.item():.3f}"
 
 
-def _full_context(config: GPT2Config, values: Mapping[str, Value]) -> None:
-    """Two narrow-vocabulary layers at the full context: what depends on position."""
-    if config.block_size <= SHORT_CONTEXT:
-        return
-    small = dataclasses.replace(config, n_layer=min(2, config.n_layer), vocab_size=256)
+def _loss(model: GPT2, x: Tensor, y: Tensor, what: str) -> Tensor:
+    """The loss; ValueError naming the first module whose output is not finite when it is not."""
+    loss: Tensor = model(x, y)
+    if is_finite(loss):
+        return loss
+    names = {module: name for name, module in model.named_modules()}
+    culprits: list[str] = []
+
+    def look(module: nn.Module, _: object, output: object) -> None:
+        if isinstance(output, Tensor) and not is_finite(output):
+            culprits.append(names[module])
+
+    hooks = [module.register_forward_hook(look) for module in names if module is not model]
     with torch.no_grad():
-        model = GPT2(small, generator=torch.Generator().manual_seed(4))
-        two = {**values, "GPT2_N_LAYER": small.n_layer}
-        patch_model(model, two, torch.Generator().manual_seed(5))
-        x = torch.randint(256, (1, config.block_size), generator=torch.Generator().manual_seed(6))
-        _finite(model(x, x), "the loss at the full context")
+        model(x, y)
+    for hook in hooks:
+        hook.remove()
+    raise ValueError(f"{what} is not finite" + (f"; the first output that is not is {culprits[0]}'s" if culprits else ""))
 
 
-def _finite(tensor: torch.Tensor, what: str) -> torch.Tensor:
-    if not math.isfinite(float(tensor.detach().sum())):
-        raise ValueError(f"{what} is not finite")
-    return tensor
+def _full_context(model: GPT2) -> None:
+    """What depends on position: one block of each kind over as many tokens as the model takes."""
+    if model.config.block_size <= SHORT_CONTEXT:
+        return
+    kinds = {(type(block.attn), type(block.mlp)): block for block in reversed(model.h)}
+    with torch.no_grad():
+        x = torch.randn(1, *model.wpe.weight.shape, generator=torch.Generator().manual_seed(4)) + model.wpe.weight
+        for block in kinds.values():
+            if not is_finite(block(x)):
+                name = next(name for name, module in model.named_modules() if module is block)
+                raise ValueError(f"the output of {name} is not finite at the full context of {x.shape[1]} tokens")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether every entry is; by their sum, which needs no memory."""
+    return math.isfinite(float(tensor.detach().sum()))

@@ -6,12 +6,15 @@ The trace runs on the meta device: shapes only, no memory, no arithmetic. Conven
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from gpt2 import size
 from gpt2.model import GPT2
 from gpt2.size import Cost
+from lib.config.fields import Value
 
 
 def count(model: GPT2, block_size: int) -> Cost:
@@ -20,11 +23,31 @@ def count(model: GPT2, block_size: int) -> Cost:
     return Cost(sum(p.numel() for p in model.parameters()), training_flops(traced, block_size) / block_size)
 
 
-def training_flops(model: GPT2, block_size: int) -> int:
-    """FLOPs of one forward and backward pass over one sequence of `block_size` tokens, on the model's own device."""
+def cost(model: GPT2, values: Mapping[str, Value]) -> Cost:
+    """The closed form of gpt2/size.py where there is one, else the count.
+
+    Raises ValueError when the closed form's parameters are not the model's: one of the two is wrong.
+    """
+    try:
+        found = size.cost(values, model.config.vocab_size)
+    except KeyError:
+        return count(model, model.config.block_size)
+    parameters = sum(p.numel() for p in model.parameters())
+    if found.parameters != parameters:
+        raise ValueError(f"gpt2/size.py says {found.parameters:,} parameters, the model has {parameters:,}")
+    return found
+
+
+def training_flops(model: GPT2, block_size: int, backward: bool = True) -> int:
+    """FLOPs of a forward (and backward) pass over one sequence of `block_size` tokens, on the model's own device."""
     tokens = torch.zeros(1, block_size, dtype=torch.long, device=next(model.parameters()).device)
-    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
-        model(tokens, tokens).backward()
+    with (
+        FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter,
+        torch.set_grad_enabled(backward),
+    ):
+        loss = model(tokens, tokens)
+        if backward:
+            loss.backward()
     model.zero_grad()
     return counter.get_total_flops()
 

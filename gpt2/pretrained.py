@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,17 @@ if TYPE_CHECKING:
 
 # transformers stores these as Conv1D: [in, out].
 _TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+# What old files carry besides weights: the causal mask.
+_MASKS = (".attn.bias", ".attn.masked_bias")
+# GPT-2's values of settings that change what transformers' GPT2LMHeadModel computes.
+_USUAL: dict[str, tuple[Any, ...]] = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "scale_attn_weights": (True,),
+    "add_cross_attention": (False,),
+    "tie_word_embeddings": (True,),
+    "layer_norm_epsilon": (1e-5,),
+}
 
 
 def from_pretrained(name: str, config: GPT2Config | None = None) -> GPT2:
@@ -26,18 +38,10 @@ def from_pretrained(name: str, config: GPT2Config | None = None) -> GPT2:
     """
     hf = _load(name)
     theirs: Any = hf.config
-    oddities = {
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-        "scale_attn_by_inverse_layer_idx": (False,),
-        "scale_attn_weights": (True,),
-        "add_cross_attention": (False,),
-        "tie_word_embeddings": (True,),
-        "n_inner": (None, 4 * theirs.n_embd),
-        "layer_norm_epsilon": (1e-5,),
-    }
-    for key, allowed in oddities.items():
-        if getattr(theirs, key) not in allowed:
-            raise DataError(f"{name}: {key} is {getattr(theirs, key)}, GPT-2's is {allowed[0]}")
+    if theirs.n_inner not in (None, 4 * theirs.n_embd):
+        raise DataError(f"{name}: n_inner is {theirs.n_inner}, GPT-2's is {4 * theirs.n_embd}")
+    if unusual := unlike_gpt2(theirs):
+        raise DataError(f"{name}: {unusual}")
     own = GPT2Config(
         theirs.vocab_size, theirs.n_layer, theirs.n_head, theirs.n_embd, theirs.n_positions, theirs.resid_pdrop, True
     )
@@ -54,23 +58,61 @@ def from_pretrained(name: str, config: GPT2Config | None = None) -> GPT2:
     return model.requires_grad_(True)
 
 
+def unlike_gpt2(config: Any, keys: Iterable[str] = tuple(_USUAL)) -> str:
+    """The first of `keys` in which a transformers config differs from GPT-2, in words; empty when none does."""
+    for key in keys:
+        if (value := getattr(config, key)) not in _USUAL[key]:
+            return f"{key} is {value}, GPT-2's is {_USUAL[key][0]}"
+    return ""
+
+
 def _load(name: str) -> Any:
     try:
         from transformers import GPT2LMHeadModel
+        from transformers.utils import logging
     except ModuleNotFoundError:
         raise DataError(f"transformers is missing, which reads {name}: pip install transformers") from None
     folder = Path(name).expanduser()
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise DataError(f"{name} has no config.json; expected a folder written by save_pretrained")
+    is_local, verbosity = folder.is_dir(), logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # its report of unfit weights becomes one line below
+    if is_local:
+        logging.disable_progress_bar()
     try:
-        return GPT2LMHeadModel.from_pretrained(
-            str(folder) if folder.is_dir() else name, local_files_only=folder.is_dir(), dtype=torch.float32
+        hf, found = GPT2LMHeadModel.from_pretrained(
+            str(folder) if is_local else name,
+            local_files_only=is_local,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # besides OSError whatever a damaged file makes its reader raise
+        first = (str(error).strip().splitlines() or [""])[0]
         raise DataError(
-            f"{name} is neither a save_pretrained folder nor a model that can be fetched: {first}"
+            f"{name} is neither a save_pretrained folder nor a model that can be fetched: "
+            f"{type(error).__name__}: {first}"
         ) from None
+    finally:
+        logging.set_verbosity(verbosity)
+        if is_local:
+            logging.enable_progress_bar()
+    _refuse_unfit(name, hf, found)
+    return hf
+
+
+def _refuse_unfit(name: str, hf: Any, found: Any) -> None:
+    """Raise DataError when transformers had to invent or drop a weight, or when one is not a number."""
+    for kind, keys in (
+        ("lacks", found["missing_keys"]),
+        ("has another shape for", [key for key, *_ in found["mismatched_keys"]]),
+        ("also holds", [k for k in found["unexpected_keys"] if not k.endswith((*_MASKS, "lm_head.weight"))]),
+        ("has non-finite numbers in", [k for k, v in hf.state_dict().items() if not torch.isfinite(v).all()]),
+    ):
+        missing = sorted(k for k in keys if k != "lm_head.weight")
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise DataError(f"{name} {kind} {missing[0]}{more}; is it a GPT-2 that matches its config.json?")
 
 
 def _ours(state: dict[str, torch.Tensor], config: GPT2Config) -> dict[str, torch.Tensor]:
@@ -78,8 +120,8 @@ def _ours(state: dict[str, torch.Tensor], config: GPT2Config) -> dict[str, torch
     ours = {}
     for name, tensor in state.items():
         name = name.removeprefix("transformer.")
-        if name == "lm_head.weight" or name.endswith((".attn.bias", ".attn.masked_bias")):
-            continue  # the tied head, and the causal mask that old files carry
+        if name == "lm_head.weight" or name.endswith(_MASKS):
+            continue  # the tied head, and what is no weight
         ours[name] = tensor.t().contiguous() if name.endswith(_TRANSPOSED) else tensor.detach().clone()
     ours["wpe.weight"] = ours["wpe.weight"][: config.block_size].clone()
     missing = config.vocab_size - len(ours["wte.weight"])

@@ -18,6 +18,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from gpt2.model import GPT2, MLP, CausalSelfAttention
+from gpt2.pretrained import unlike_gpt2
 from lib.config.errors import ConfigError
 from lib.config.fields import Value, fill, sym
 from ra import ReciprocalMLP, UnifiedRAttention, linear_of, statistics
@@ -66,12 +67,15 @@ def run_seed(seed: int, values: Mapping[str, Value]) -> int:
 
 @torch.no_grad()
 def move_by_one_ulp(model: nn.Module, generator: torch.Generator) -> None:
-    """Move every entry of every matrix to the next floating-point number, up or down as `generator` says."""
+    """Move every entry of every parameter to the next floating-point number, up or down as `generator` says.
+
+    A zero (a fresh bias) stays: its neighbour is 1e-45, which is no rounding error and which many machines flush to 0.
+    """
     for parameter in model.parameters():
-        if parameter.dim() > 1 and parameter.device.type != "meta":
+        if parameter.device.type != "meta":
             up = torch.rand(parameter.shape, generator=generator).to(parameter.device) < 0.5
             limit = torch.where(up, torch.inf, -torch.inf).to(parameter.dtype)
-            parameter.copy_(torch.nextafter(parameter, limit))
+            parameter.copy_(torch.where(parameter == 0, parameter, torch.nextafter(parameter, limit)))
 
 
 class _HFAttention(UnifiedRAttention):
@@ -80,11 +84,13 @@ class _HFAttention(UnifiedRAttention):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """[B, T, C] -> ([B, T, C], None). Raises ValueError for a cache or a padding mask."""
         given = dict(zip(("cache", "attention_mask"), args, strict=False)) | kwargs
-        for name in ("cache", "past_key_values", "layer_past", "attention_mask"):
+        for name in ("cache", "past_key_values", "layer_past"):
             if given.get(name) is not None:
-                raise ValueError(
-                    f"{name} is not supported by a patched GPT2LMHeadModel; bake it, or pass use_cache=False"
-                )
+                raise ValueError(f"a patched GPT2LMHeadModel has no {name}: pass use_cache=False")
+        if given.get("attention_mask") is not None:
+            raise ValueError(
+                "a patched GPT2LMHeadModel takes no attention_mask: no padding, and attn_implementation='sdpa'"
+            )
         return super().forward(hidden_states), None
 
 
@@ -100,6 +106,12 @@ def _linear(layer: Any) -> nn.Linear:
     return linear_of(layer.weight.t().contiguous(), layer.bias)
 
 
+def _refuse_unlike(config: Any, keys: tuple[str, ...]) -> None:
+    """Raise ValueError when a transformers model computes something that ra.py's modules do not."""
+    if unusual := unlike_gpt2(config, keys):
+        raise ValueError(unusual)
+
+
 def patch_attention(model: nn.Module, layer: int, **options: Any) -> UnifiedRAttention:
     """Replace one layer's attention by a UnifiedRAttention on the same weights; `options` are its arguments.
 
@@ -111,6 +123,10 @@ def patch_attention(model: nn.Module, layer: int, **options: Any) -> UnifiedRAtt
     sizes = {"n_embd": config.n_embd, "n_head": config.n_head, "bias": c_attn.bias is not None, "device": "meta"}
     sizes["dropout"] = config.attn_pdrop if hf else config.dropout
     try:
+        if hf:
+            _refuse_unlike(config, ("scale_attn_weights", "scale_attn_by_inverse_layer_idx"))
+            if "dropout" not in options and config.attn_pdrop != config.resid_pdrop:
+                raise ValueError(f"attn_pdrop {config.attn_pdrop} is not resid_pdrop {config.resid_pdrop}; set dropout")
         attention = (_HFAttention if hf else UnifiedRAttention)(**(sizes | options))
     except ValueError as error:
         raise ValueError(f"layer {layer}: {error}") from None
@@ -118,6 +134,8 @@ def patch_attention(model: nn.Module, layer: int, **options: Any) -> UnifiedRAtt
     block.attn = attention.to(c_attn.weight.device).train(model.training)
     if hf:
         config.use_cache = False
+        if getattr(model, "generation_config", None) is not None:
+            model.generation_config.use_cache = False  # type: ignore[union-attr]
     return attention
 
 
@@ -137,6 +155,8 @@ def patch_mlp(model: nn.Module, layer: int, **options: Any) -> ReciprocalMLP:
     sizes = {"n_embd": config.n_embd, "expansion": expansion, "bias": c_fc.bias is not None, "device": "meta"}
     sizes["dropout"] = config.resid_pdrop if hf else config.dropout
     try:
+        if hf:
+            _refuse_unlike(config, ("activation_function",))
         mlp = ReciprocalMLP(**(sizes | options))
     except ValueError as error:
         raise ValueError(f"layer {layer}: {error}") from None

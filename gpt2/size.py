@@ -98,9 +98,12 @@ def select(text: str, count: int, what: str) -> tuple[int, ...]:
             first, dash, last = part.strip().partition("-")
             if not first.isdecimal() or (dash and not last.isdecimal()):
                 raise ValueError(f"{what} {text!r}: expected all, odd, even, half, or indices and ranges such as 0-5,8")
-            chosen.update(range(int(first), int(last or first) + 1))
-    if not chosen or max(chosen) >= count:
-        raise ValueError(f"{what} {text!r} names {'none' if not chosen else max(chosen)} of 0..{count - 1}")
+            begin, end = int(first), int(last or first)
+            if end >= count or begin > end:
+                raise ValueError(f"{what} {text!r}: {part.strip()} is outside 0..{count - 1}")
+            chosen.update(range(begin, end + 1))
+    if not chosen:
+        raise ValueError(f"{what} {text!r} names none of {count}")
     return tuple(sorted(chosen))
 
 
@@ -219,30 +222,45 @@ def _step_values(name: str) -> Values:
     return Resolver(Path(__file__).resolve().parent.parent).step_values(name)
 
 
-def memory_bytes(values: Values, vocab_size: int, micro_batch: int, activation_bytes: int = 2) -> int:
+def memory_bytes(
+    values: Values, vocab_size: int, micro_batch: int, activation_bytes: int = 2, on_cpu: bool = False
+) -> int:
     """An estimate of what training needs at `micro_batch` sequences: weights, gradients, two moments, activations.
 
     `activation_bytes` is 2 under bf16 autocast (which also keeps a bf16 copy of the weights), 4 in fp32. Per layer and
     token a backward pass needs two fp32 residuals and 14 C elements (norm outputs, q, k, v, attention output, both
-    sides of the GELU). Attention dropout on a CPU, which stores its T x T weights, is not in it.
+    sides of the GELU). With dropout a CPU (`on_cpu`) has no fused attention: it keeps three T x T matrices per head, and
+    dropout masks as wide as what they mask, where a GPU keeps a byte.
     """
     c = config_of(values, vocab_size)
-    parameters = _total(c, values).parameters if values["ATTENTION"] in ATTENTION and values["MLP"] in MLP else 0
-    parameters = parameters or _total(c, {**values, "ATTENTION": "sdpa", "MLP": "gelu"}).parameters
+    has_form = values["ATTENTION"] in ATTENTION and values["MLP"] in MLP
+    parameters = _total(c, values if has_form else {**values, "ATTENTION": "sdpa", "MLP": "gelu"}).parameters
     tokens = micro_batch * c.block_size
     layers = tokens * c.n_layer * c.n_embd * (2 * 4 + 14 * activation_bytes)
-    masks = tokens * c.n_embd * (2 * c.n_layer + 1) if c.dropout else 0
+    if c.dropout:
+        layers += tokens * c.n_embd * (2 * c.n_layer + 1) * (4 if on_cpu else 1)
+        if on_cpu:
+            layers += 3 * activation_bytes * tokens * c.block_size * c.n_head * c.n_layer
     loss = min(tokens * c.vocab_size, LOSS_ELEMENTS) * (4 + 2 * activation_bytes)
-    return parameters * (16 + (2 if activation_bytes == 2 else 0)) + layers + masks + loss
+    return parameters * (16 + (2 if activation_bytes == 2 else 0)) + layers + loss
 
 
 def refuse_absurd(values: Values, vocab_size: int) -> None:
     """Raise ConfigError when weights, gradients and moments alone exceed this machine's memory."""
     c = config_of(values, vocab_size)
     needed = 16 * _total(c, {**values, "ATTENTION": "sdpa", "MLP": "gelu"}).parameters
-    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    present = _memory_here()
     if needed > present:
         raise ConfigError(
             f"GPT2_N_LAYER {c.n_layer} x GPT2_N_EMBD {c.n_embd} needs {needed / 1e9:,.0f} GB to train one step; "
             f"this machine has {present / 1e9:,.0f} GB; choose a smaller model"
         )
+
+
+def _memory_here() -> int:
+    """Bytes of memory that this process may have: the machine's, or its control group's when that is less."""
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(present, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):
+        return present

@@ -12,25 +12,39 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
+if TYPE_CHECKING:
+    from gpt2.model import GPT2
+    from lib.train.config import TrainConfig
+
 from lib.config import flags, sources  # noqa: E402
-from lib.config.errors import ConfigError, exit_with  # noqa: E402
+from lib.config.errors import ConfigError, exit_with, need_torch  # noqa: E402
 from lib.config.fields import fill, sym  # noqa: E402
 from lib.config.resolve import Resolver, RunSpec  # noqa: E402
+from lib.config.streams import stream_seed  # noqa: E402
+from lib.matrix.config import MatrixConfig  # noqa: E402
+from lib.run import directory, provenance  # noqa: E402
+from lib.run.process import end_with_runner  # noqa: E402
+
+
+@dataclass(frozen=True)
+class StartConfig:
+    """Where the weights come from."""
+
+    init_from: str = sym("GPT2_INIT_FROM")
 
 
 def main() -> int:
     """The program. Raises UserError for what a person can mend."""
+    end_with_runner()
     spec, options = read_command_line(sys.argv[1:])
-    try:
-        import torch  # noqa: F401
-    except ModuleNotFoundError:
-        raise ConfigError(f"torch is missing here; run `make` in {ROOT}, then use its .venv/bin/python") from None
+    need_torch(ROOT)
     if options["dry_run"]:
         from gpt2.check import check
 
@@ -57,15 +71,84 @@ def read_command_line(argv: list[str]) -> tuple[RunSpec, dict[str, Any]]:
 
 
 def run(spec: RunSpec, base: Path) -> int:
-    """Train one arm: in this process, or in several when the machine has them."""
+    """Train one arm, unless it is done: in this process, or in several when the machine has them."""
+    from lib.data.config import DataConfig
+    from lib.data.prepare import prepare
+    from lib.train.config import TrainConfig
     from lib.train.launch import is_worker, launch, processes
 
-    machine = fill(MachineConfig, spec.values)
-    if not is_worker():
-        count, note = processes(machine.device, machine.ngpus)
-        if note:
-            print(f"note: {note}")
-        if count > 1:
-            return launch(count, sys.argv, str(base / machine.output / spec.name))
-    compose(spec, base)
+    path = base / fill(MatrixConfig, spec.values).output / spec.name
+    config = TrainConfig.read(spec.values)
+    if is_worker():
+        return compose(spec, base, path, config)
+    done = directory.summary_if_done(directory.find(path, spec.spec_hash), spec.spec_hash)
+    if done:
+        moved = directory.make_room(path, spec.spec_hash)
+        print(f"{path.name}: done{', ' + moved if moved else ''}, val loss {done['val_loss']:.4f}")
+        return 0
+    count, note = processes(config.machine.device, config.machine.ngpus)
+    if note:
+        print(f"note: {note}")
+    if count == 1:
+        return compose(spec, base, path, config)
+    prepare(fill(DataConfig, spec.values), base)  # once, before the ranks open it
+    return launch(count, sys.argv)
+
+
+def compose(spec: RunSpec, base: Path, path: Path, config: TrainConfig) -> int:
+    """Data, model, mechanism, trainer: one process's part of a run."""
+    from gpt2 import count, ra_patch, size
+    from lib.data.config import DataConfig
+    from lib.data.prepare import prepare
+    from lib.train import device, distributed
+    from lib.train.config import Hooks
+    from lib.train.loop import train
+
+    dataset = prepare(fill(DataConfig, spec.values), base)
+    values, vocabulary = spec.values, dataset.vocab_size
+    size.refuse_absurd(values, vocabulary)
+    model = build(spec, base, vocabulary)
+    cost = count.cost(model, values)
+    row = size.memory_bytes(values, vocabulary, 1) - size.memory_bytes(values, vocabulary, 0)
+    hooks = Hooks(
+        block_size=model.config.block_size,
+        flops_per_token=cost.flops_per_token,
+        parameters=cost.parameters,
+        memory_per_row=row,
+        seed=ra_patch.run_seed(spec.seed, values),
+        on_progress=lambda scale: ra_patch.set_ra_mlp_coupling_scale(model, scale),
+        stats=lambda: ra_patch.gate_stats(model),
+    )
+    identity = {n: getattr(spec, n) for n in ("step", "description", "optimizer", "seed", "spec_hash", "fairness_hash")}
+    run = directory.RunDirectory(path)
+    try:
+        if distributed.rank() == 0:
+            run.open(provenance.config(spec), provenance.attempt(ROOT, devices=device.names()))
+        train(model, dataset, config=config, budget=spec.budget, run=run, hooks=hooks, identity=identity)
+    finally:
+        run.close()
     return 0
+
+
+def build(spec: RunSpec, base: Path, vocabulary: int) -> GPT2:
+    """Vanilla weights from the init stream or a pretrained model, then the mechanism with a stream of its own."""
+    import torch
+
+    from gpt2 import ra_patch, size
+    from gpt2.model import GPT2
+
+    def generator(stream: str) -> torch.Generator:
+        return torch.Generator().manual_seed(stream_seed(seed, stream))
+
+    values, seed = spec.values, ra_patch.run_seed(spec.seed, spec.values)
+    config, start = size.config_of(values, vocabulary), fill(StartConfig, values).init_from
+    if start:
+        model = GPT2.from_pretrained(str(base / start) if (base / start).is_dir() else start, config)
+    else:
+        model = GPT2(config, generator=generator("init"))
+    ra_patch.patch_model(model, values, generator("mechanism"))
+    return model
+
+
+if __name__ == "__main__":
+    exit_with(main)

@@ -2,9 +2,8 @@
 
 import sys
 
-from workspace import Workspace, exit_with
-
 from lib.config import defconfigs
+from scripts.workspace import Workspace, exit_with
 
 
 def main() -> None:

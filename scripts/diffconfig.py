@@ -3,9 +3,8 @@
 import os
 from pathlib import Path
 
-from workspace import Workspace, exit_with
-
 from lib.config import defconfigs, sources
+from scripts.workspace import Workspace, exit_with
 
 
 def main() -> int:

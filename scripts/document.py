@@ -1,8 +1,7 @@
 """make docs: write docs/configuration.md from Kconfig, so that the page cannot disagree with the program."""
 
-from workspace import ROOT, Workspace, exit_with
-
 from lib.config.schema import Option
+from scripts.workspace import ROOT, Workspace, exit_with
 
 
 def main() -> None:
@@ -24,8 +23,8 @@ def page(space: Workspace) -> str:
         "`gpt2/train_ra_mla.py`. Settings of the menu *Mechanism* belong to the steps (`gpt2/steps/*.config`).",
         "",
         "Class: **varied** settings are what a matrix compares; **compared** ones must be equal in all its arms;",
-        "**recorded** ones may differ between machines. A budget from the higher source wins; at equal rank iterations,",
-        "then tokens, FLOPs and seconds.",
+        "**recorded** ones may differ between machines. A budget from the higher source wins; at equal rank",
+        "iterations, then tokens, FLOPs and seconds.",
     ]
     menu = ""
     for option in space.resolver.schema.options.values():

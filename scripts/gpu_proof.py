@@ -1,6 +1,6 @@
 """Proof that the GPU path lives: the tests, then arms at 124M, compiled, bf16; tokens/s, MFU, memory and ratios as JSON.
 
-    python scripts/gpu_proof.py --out docs/benchmarks --ranks gpt2.tiktoken --seconds 120 --steps "V0 V1"
+python scripts/gpu_proof.py --out docs/benchmarks --ranks gpt2.tiktoken --seconds 120 --steps "V0 V1"
 """
 
 import argparse
@@ -12,8 +12,26 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-KEPT = ("tokens_per_second", "mfu", "peak_memory_bytes", "parameters", "flops_per_token", "iterations", "tokens", "seconds")
-KEPT += ("wall_seconds", "compile_seconds", "val_loss", "bits_per_byte", "micro_batch", "world_size", "device", "forward_time_ms")
+KEPT = (
+    "tokens_per_second",
+    "mfu",
+    "peak_memory_bytes",
+    "parameters",
+    "flops_per_token",
+    "iterations",
+    "tokens",
+    "seconds",
+)
+KEPT += (
+    "wall_seconds",
+    "compile_seconds",
+    "val_loss",
+    "bits_per_byte",
+    "micro_batch",
+    "world_size",
+    "device",
+    "forward_time_ms",
+)
 
 
 def main() -> int:

@@ -1,8 +1,7 @@
 """make list-defconfigs: every whole configuration and host fragment, with its description."""
 
-from workspace import Workspace, exit_with
-
 from lib.config import defconfigs
+from scripts.workspace import Workspace, exit_with
 
 
 def main() -> None:

@@ -3,10 +3,9 @@
 import os
 import sys
 
-from workspace import Workspace, exit_with
-
 from lib.config import sources
 from lib.config.errors import ConfigError
+from scripts.workspace import Workspace, exit_with
 
 
 def main() -> None:
@@ -22,7 +21,7 @@ def main() -> None:
 
     space.resolver.schema.kconf.unset_values()
     menuconfig.menuconfig(space.resolver.schema.kconf)
-    space.specs()
+    _ = space.specs
 
 
 if __name__ == "__main__":

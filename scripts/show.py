@@ -1,11 +1,11 @@
 """make show: every value and where it comes from; those that are not defaults are marked."""
 
-from workspace import Workspace, exit_with
+from scripts.workspace import Workspace, exit_with
 
 
 def main() -> None:
     space = Workspace()
-    specs = space.specs()
+    specs = space.specs
     spec, schema = specs[0], space.resolver.schema
     menu = ""
     for name, option in schema.options.items():

@@ -48,4 +48,4 @@ def patch(model: GPT2, cfg: Config, generator: torch.Generator, values: Mapping[
             nn.init.normal_(gated.gate.weight, std=0.02, generator=generator)
             if gated.gate.bias is not None:
                 nn.init.zeros_(gated.gate.bias)
-        block.attn = gated
+        block.attn = gated.train(vanilla.training)

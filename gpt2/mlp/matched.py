@@ -36,7 +36,7 @@ def patch(model: GPT2, cfg: Config, generator: torch.Generator, values: Mapping[
         resized.to_empty(device=device)
         if device.type != "meta":
             _fill(resized, vanilla, model.config.n_layer, generator)
-        block.mlp = resized
+        block.mlp = resized.train(vanilla.training)
 
 
 @torch.no_grad()

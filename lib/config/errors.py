@@ -3,9 +3,11 @@
 Codes: 0 done, 1 run failed, 2 configuration, 3 data, 75 interrupted and resumable, 130 Ctrl-C.
 """
 
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -37,6 +39,12 @@ class Interrupted(UserError):
     """Stopped by a signal after saving a checkpoint; the same command continues."""
 
     exit_code = 75
+
+
+def need_torch(root: Path) -> None:
+    """Raise ConfigError where torch is missing, naming the way to it."""
+    if importlib.util.find_spec("torch") is None:
+        raise ConfigError(f"torch is missing here; run `make` in {root}, or use its .venv/bin/python") from None
 
 
 def exit_with(main: Callable[[], int | None]) -> NoReturn:

@@ -35,7 +35,8 @@ class AdamWSPAM(Optimizer):
 
     The `warmup` steps after a reset scale the update, not the decoupled decay, as in the authors' code. Bias correction
     starts again with the moments (theirs runs on). No step synchronises with the device. `found_inf`, a one-element
-    tensor that a caller may set, makes the kernel skip its update when it is 1. Clipping changes gradients in place.
+    tensor that a caller may set, makes the kernel skip its update when it is 1: weights, moments and step counts stay (a
+    reset that is due happens all the same). Clipping changes gradients in place.
     """
 
     found_inf: Tensor | None = None
@@ -107,7 +108,7 @@ class AdamWSPAM(Optimizer):
             found_inf=self.found_inf,
         )
         if self.found_inf is not None:
-            torch._foreach_sub_(steps, [self.found_inf] * len(steps))
+            torch._foreach_sub_(steps, [self.found_inf.reshape(())] * len(steps))
 
     def _state(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """First moments, second moments and step counts of `params`, begun at zero where there are none."""

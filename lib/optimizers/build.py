@@ -1,12 +1,13 @@
 """From a model and its settings to optimizers: who is decayed, who goes to Muon, and one handle for all of them.
 
-Matrices and embeddings decay; vectors (gates, biases, norms) and whatever carries `no_weight_decay` do not. Under Muon
-(Jordan 2024) hidden matrices go to torch.optim.Muon, everything else to AdamW.
+Matrices and embeddings decay; vectors (gates, biases, norms) do not, nor what a module names in its `no_weight_decay`
+(a tuple of parameter names; an attribute of the parameter would not survive a deep copy). Under Muon (Jordan 2024)
+hidden matrices go to torch.optim.Muon, everything else to AdamW.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +45,8 @@ class GuardedMuon(torch.optim.Muon):
         if self.found_inf is None:
             return super().step(closure)  # type: ignore[no-untyped-call]
         touched = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        touched += [s["momentum_buffer"] for p in touched if (s := self.state.get(p))]
+        # The momentum too, from the first step on: torch would begin it only inside the step.
+        touched += [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in touched]
         before = [t.detach().clone() for t in touched]
         loss = super().step(closure)  # type: ignore[no-untyped-call]
         skip = self.found_inf.bool()
@@ -96,12 +98,16 @@ class Optimizers:
         return [[int(g.get("updates", 0)) for g in optimizer.param_groups] for optimizer, _ in self.parts]
 
     def load(self, tensors: Mapping[str, Tensor], counters: list[list[int]]) -> None:
-        """Take over what `tensors` and `counters` returned. Raises RunError when it belongs to other parameters."""
+        """Take over what `tensors` and `counters` returned; no tensors at all are the state before the first step.
+
+        Raises RunError when it belongs to other parameters.
+        """
         by_parameter: dict[str, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             name, _, state = key.rpartition(".")
             by_parameter.setdefault(name, {})[state] = value
-        strange = sorted(set(by_parameter) - set(self.names.values()))
+        own = {name: p for p, name in self.names.items()}
+        strange = sorted(n for n, state in by_parameter.items() if n not in own or not _fits(own[n], state))
         if strange or [len(row) for row in counters] != [len(row) for row in self.counters()]:
             raise RunError(f"the checkpoint's optimizer state is of another model or optimizer ({strange[:3]})")
         for (optimizer, _), row in zip(self.parts, counters, strict=True):
@@ -109,9 +115,13 @@ class Optimizers:
                 if "updates" in group:
                     group["updates"] = updates
                 for p in group["params"]:
-                    saved = by_parameter.get(self.names[p])
-                    if saved:
-                        optimizer.state[p] = {k: v.to(p.device, copy=True) for k, v in saved.items()}
+                    saved = by_parameter.get(self.names[p], {})
+                    optimizer.state[p] = {k: v.to(p.device, copy=True) for k, v in saved.items()}
+
+
+def _fits(parameter: Tensor, state: Mapping[str, Tensor]) -> bool:
+    """Whether these are states of such a parameter: counts, or tensors of its shape."""
+    return all(value.dim() == 0 or value.shape == parameter.shape for value in state.values())
 
 
 def build(model: nn.Module, config: OptimizerConfig) -> Optimizers:
@@ -127,7 +137,7 @@ def build(model: nn.Module, config: OptimizerConfig) -> Optimizers:
         raise ConfigError(f"GPT2_OPTIMIZER is {config.name}; optimizers: adamw adamwspam muon")
     spam = config.name == "adamwspam"
     adamw = AdamWSPAM(
-        groups(rest, config.weight_decay),
+        groups(rest, config.weight_decay, spared(model)),
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         theta=float(config.spam_theta or 0) if spam else 0.0,
@@ -142,17 +152,20 @@ def build(model: nn.Module, config: OptimizerConfig) -> Optimizers:
     return Optimizers(parts, named)
 
 
-def decays(parameter: Tensor) -> bool:
-    """Whether weight decay applies: a matrix that does not ask to be spared."""
-    return parameter.dim() >= 2 and not getattr(parameter, "no_weight_decay", False)
+def spared(model: nn.Module) -> set[Tensor]:
+    """The parameters without weight decay: vectors, and those that their module lists in `no_weight_decay`."""
+    listed = {getattr(m, name) for m in model.modules() for name in getattr(m, "no_weight_decay", ())}
+    return {p for p in model.parameters() if p.dim() < 2 or p in listed}
 
 
-def groups(parameters: Iterable[Tensor], weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups with and without decay, in the order given; an empty group is left out."""
+def groups(parameters: Iterable[Tensor], weight_decay: float, without: Collection[Tensor]) -> list[dict[str, Any]]:
+    """Parameter groups with and `without` decay, in the order given; an empty group is left out."""
     listed = list(parameters)
-    decayed = [p for p in listed if decays(p)]
-    spared = [p for p in listed if not decays(p)]
-    both = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    decayed = [p for p in listed if p not in without]
+    both = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": [p for p in listed if p in without], "weight_decay": 0.0},
+    ]
     return [group for group in both if group["params"]]
 
 
@@ -161,6 +174,7 @@ def hidden_matrices(model: nn.Module) -> set[Tensor]:
 
     Weights of embeddings (and an output tied to one), of a module named lm_head, and those without decay stay out.
     """
-    outside = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    outside = spared(model)
+    outside |= {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
     outside |= {p for n, p in model.named_parameters() if "lm_head" in n.split(".")}
-    return {p for p in model.parameters() if p.requires_grad and p.dim() == 2 and decays(p) and p not in outside}
+    return {p for p in model.parameters() if p.requires_grad and p.dim() == 2 and p not in outside}

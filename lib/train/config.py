@@ -87,13 +87,15 @@ class Hooks:
     """What the composer knows about its model.
 
     on_progress(s): the coupling scale s in [0, 1] for what follows. stats(): numbers for every log and evaluation row.
-    memory_per_row: bytes of activations of one sequence in training, 0 when unknown.
+    memory_per_row: bytes of activations of one sequence in training, 0 when unknown. seed: of batches and dropout, when
+    it is not the run's own.
     """
 
     block_size: int
     flops_per_token: float
     parameters: int
     memory_per_row: float = 0.0
+    seed: int | None = None
     on_progress: Callable[[float], None] = lambda s: None
     stats: Callable[[], Mapping[str, float]] = dict
 

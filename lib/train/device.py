@@ -71,6 +71,12 @@ def name(device: torch.device) -> str:
     return "CPU"
 
 
+def names() -> list[str]:
+    """The GPUs that are visible, in words; the CPU where there are none."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [torch.cuda.get_device_name(i) for i in range(count)] or [name(torch.device("cpu"))]
+
+
 def peak_flops(device: torch.device, precision: str) -> float | None:
     """Peak FLOP/s of one device in bf16, or None where the table has no honest number (CPUs, fp32, unknown GPUs)."""
     if device.type != "cuda" or precision != "bf16":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
 import uuid
 from collections.abc import Sequence
 
@@ -41,7 +42,7 @@ def is_worker() -> bool:
     return is_launched()
 
 
-def launch(count: int, arguments: Sequence[str], log_folder: str) -> int:
+def launch(count: int, arguments: Sequence[str]) -> int:
     """Run this program again in `count` processes; the first failing rank's exit code, or 0.
 
     A signal to this process reaches the ranks, which save and leave.
@@ -54,22 +55,23 @@ def launch(count: int, arguments: Sequence[str], log_folder: str) -> int:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # Stale addresses of an earlier attempt must not be met again.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        max_restarts=0,
-        monitor_interval=0.1,
-        logs_specs=DefaultLogsSpecs(log_dir=log_folder),
-    )
-    try:
-        elastic_launch(config, sys.executable)("-u", *arguments)
-    except ChildFailedError as error:
-        code = error.failures[min(error.failures)].exitcode
-        return code if code > 0 else 1
-    except SignalException as stop:
-        return 130 if stop.sigval == 2 else 75
+    with tempfile.TemporaryDirectory(prefix="ranks-") as logs:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=count,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            max_restarts=0,
+            monitor_interval=0.1,
+            logs_specs=DefaultLogsSpecs(log_dir=logs),
+        )
+        try:
+            elastic_launch(config, sys.executable)("-u", *arguments)
+        except ChildFailedError as error:
+            code = error.failures[min(error.failures)].exitcode
+            return code if code > 0 else 1
+        except SignalException as stop:
+            return 130 if stop.sigval == 2 else 75
     return 0

@@ -52,7 +52,7 @@ class Session:
         self.began = time.monotonic()
         self.model, self.dataset, self.config, self.budget = model, dataset, config, budget
         self.run, self.hooks, self.identity, self.world = run, hooks, dict(identity), world
-        self.seed = int(identity["seed"])
+        self.seed = int(identity["seed"]) if hooks.seed is None else hooks.seed
         self.threads = device.set_threads(config.machine.threads, world.local_size)
         self.rows = config.rows_per_step(hooks.block_size)
         self.micro_batch = self._micro_batch()

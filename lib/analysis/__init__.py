@@ -1,0 +1,1 @@
+"""What finished runs say, from their directories alone. No torch, no training."""
