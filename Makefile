@@ -18,6 +18,7 @@ export CONFIG_DIR := $(abspath $(if $(filter command,$(firstword $(origin O))),$
 ifneq ($(or $(VIRTUAL_ENV),$(CONDA_PREFIX)),)
 PY := python
 else
+BIN := .venv/bin/
 PY := .venv/bin/python
 CORE := .venv/.core
 DEV := .venv/.dev
@@ -42,7 +43,7 @@ $(DEFCONFIGS:%=defconfig-%): defconfig-%: $(CORE)
 	$(PROGRAM).defconfig $*
 
 menuconfig: $(CORE) ## edit .config in the terminal
-	$(PROGRAM).edit_config
+	$(PROGRAM).menuconfig
 
 show: $(CORE) ## every value and its source
 	$(PROGRAM).show
@@ -88,7 +89,7 @@ test-slow: $(DEV) ## the long tests
 	$(Q)OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n 2 --dist loadfile
 
 lint: $(DEV) ## ruff, mypy and the import floors
-	$(Q)$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(PY) -m importlinter.cli lint
+	$(Q)$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(BIN)lint-imports
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z%-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile

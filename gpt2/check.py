@@ -1,7 +1,7 @@
 """The dry run: build every arm at its real width and depth, train it for one step, and say what is broken.
 
-One process on the CPU. Width and depth are real at batch 1 and a short context; what depends on position runs once more
-at the full context, in one block of each kind. FLOPs are counted on the meta device. No data is read: tokens are random.
+One process on the CPU, without data: tokens are random. Width and depth are real at batch 1 and a short context; what
+depends on position runs once more at the full context, in one block of each kind. FLOPs are counted on the meta device.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2 import size
-from gpt2.count import count, training_flops
+from gpt2.count import count, flops
 from gpt2.model import GPT2, GPT2Config
 from gpt2.ra_patch import patch_model, set_ra_mlp_coupling_scale
 from lib.config.errors import UserError
@@ -89,20 +89,19 @@ def check_step(values: Mapping[str, Value], vanilla: dict[GPT2Config, GPT2]) -> 
 
 def _cost(values: Mapping[str, Value], vocab_size: int, model: GPT2) -> size.Cost:
     """The closed form where there is one (the model must agree with it), else the count."""
-    block_size = model.config.block_size
     traced = GPT2(model.config, device="meta")
     patch_model(traced, values, torch.Generator().manual_seed(1))
     try:
         cost = size.cost(values, vocab_size)
     except KeyError:
-        return count(traced, block_size)
+        return count(traced)
     parameters = sum(p.numel() for p in model.parameters())
     if cost.parameters != parameters:
         raise ValueError(f"gpt2/size.py says {cost.parameters:,} parameters, the model has {parameters:,}")
     # The backward pass is twice the forward; to trace it too would take three times as long.
-    flops, counted = cost.flops_per_token * block_size / 3, training_flops(traced, block_size, backward=False)
-    if round(flops) != counted:
-        raise ValueError(f"gpt2/size.py says {flops:,.0f} FLOPs forward per sequence, the model does {counted:,}")
+    said, counted = round(cost.forward_flops_per_token * model.config.block_size), flops(traced, backward=False)
+    if said != counted:
+        raise ValueError(f"gpt2/size.py says {said:,} FLOPs forward per sequence, the model does {counted:,}")
     return cost
 
 
@@ -143,7 +142,8 @@ def _loss(model: GPT2, x: Tensor, y: Tensor, what: str) -> Tensor:
         model(x, y)
     for hook in hooks:
         hook.remove()
-    raise ValueError(f"{what} is not finite" + (f"; the first output that is not is {culprits[0]}'s" if culprits else ""))
+    first = f"; {culprits[0]} is the first module whose output is not" if culprits else ""
+    raise ValueError(f"{what} is not finite{first}")
 
 
 def _full_context(model: GPT2) -> None:

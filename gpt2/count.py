@@ -1,6 +1,6 @@
-"""Counting what has no closed form: a model's parameters, and its training FLOPs by tracing one sequence.
+"""What an arm costs: the closed form where there is one, else counted from the model itself.
 
-The trace runs on the meta device: shapes only, no memory, no arithmetic. Conventions are those of gpt2/size.py.
+Counting traces one sequence on the meta device: shapes only, no memory, no arithmetic. Conventions: gpt2/size.py.
 """
 
 from __future__ import annotations
@@ -17,34 +17,25 @@ from gpt2.size import Cost
 from lib.config.fields import Value
 
 
-def count(model: GPT2, block_size: int) -> Cost:
-    """Parameters of `model` (as it is, patched or not) and training FLOPs per token at `block_size` tokens."""
-    traced = copy.deepcopy(model).to("meta") if next(model.parameters()).device.type != "meta" else model
-    return Cost(sum(p.numel() for p in model.parameters()), training_flops(traced, block_size) / block_size)
-
-
 def cost(model: GPT2, values: Mapping[str, Value]) -> Cost:
-    """The closed form of gpt2/size.py where there is one, else the count.
-
-    Raises ValueError when the closed form's parameters are not the model's: one of the two is wrong.
-    """
+    """What the arm that `values` describe costs; `model` is that arm, for mechanisms without a closed form."""
     try:
-        found = size.cost(values, model.config.vocab_size)
+        return size.cost(values, model.config.vocab_size)
     except KeyError:
-        return count(model, model.config.block_size)
-    parameters = sum(p.numel() for p in model.parameters())
-    if found.parameters != parameters:
-        raise ValueError(f"gpt2/size.py says {found.parameters:,} parameters, the model has {parameters:,}")
-    return found
+        return count(model)
 
 
-def training_flops(model: GPT2, block_size: int, backward: bool = True) -> int:
-    """FLOPs of a forward (and backward) pass over one sequence of `block_size` tokens, on the model's own device."""
-    tokens = torch.zeros(1, block_size, dtype=torch.long, device=next(model.parameters()).device)
-    with (
-        FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter,
-        torch.set_grad_enabled(backward),
-    ):
+def count(model: GPT2) -> Cost:
+    """Parameters of `model` (as it is, patched or not) and training FLOPs per token at its block_size."""
+    on_meta = next(model.parameters()).device.type == "meta"
+    traced = model if on_meta else copy.deepcopy(model).to("meta")
+    return Cost(sum(p.numel() for p in model.parameters()), flops(traced) / model.config.block_size)
+
+
+def flops(model: GPT2, backward: bool = True) -> int:
+    """FLOPs of a forward (and backward) pass over one sequence of block_size tokens, on the model's own device."""
+    tokens = torch.zeros(1, model.config.block_size, dtype=torch.long, device=next(model.parameters()).device)
+    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter, torch.set_grad_enabled(backward):
         loss = model(tokens, tokens)
         if backward:
             loss.backward()

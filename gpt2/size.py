@@ -229,8 +229,8 @@ def memory_bytes(
 
     `activation_bytes` is 2 under bf16 autocast (which also keeps a bf16 copy of the weights), 4 in fp32. Per layer and
     token a backward pass needs two fp32 residuals and 14 C elements (norm outputs, q, k, v, attention output, both
-    sides of the GELU). With dropout a CPU (`on_cpu`) has no fused attention: it keeps three T x T matrices per head, and
-    dropout masks as wide as what they mask, where a GPU keeps a byte.
+    sides of the GELU). With dropout a CPU (`on_cpu`) has no fused attention: it keeps three T x T matrices per head,
+    and dropout masks as wide as what they mask, where a GPU keeps a byte.
     """
     c = config_of(values, vocab_size)
     has_form = values["ATTENTION"] in ATTENTION and values["MLP"] in MLP

@@ -4,6 +4,7 @@ import sys
 import time
 
 from lib.config.errors import need_torch
+from lib.config.readers import check_readers
 from scripts.workspace import ROOT, Workspace, exit_with
 
 
@@ -11,6 +12,7 @@ def main() -> int:
     began = time.monotonic()
     space = Workspace()
     cells = space.cells
+    check_readers(space.resolver.schema, ROOT)
     need_torch(ROOT)
     from gpt2.check import check
 

@@ -26,7 +26,9 @@ def main() -> None:
         try:
             flops = size.cost(cell.spec.values, vocabulary(values)).flops_per_token
         except KeyError:  # no closed form: V0's is near enough for a clock
-            flops = size.cost({**cell.spec.values, "ATTENTION": "sdpa", "MLP": "gelu"}, vocabulary(values)).flops_per_token
+            flops = size.cost(
+                {**cell.spec.values, "ATTENTION": "sdpa", "MLP": "gelu"}, vocabulary(values)
+            ).flops_per_token
         found.append(estimate(cell, rate, flops, tokens))
     rows = [[e.name, clock(e.optimisation), clock(e.evaluation), clock(e.start), clock(e.wall)] for e in found]
     print(table.text(["run", "optimisation", "evaluation", "start", "wall time"], rows))
@@ -62,8 +64,8 @@ def vocabulary(values: dict[str, Value]) -> int:
 
 def whole_split(space: Workspace, values: dict[str, Value]) -> int:
     """Windows of the whole validation split: from prepared shards, else from the size that the settings name; 0 unknown."""
-    from lib.data.dataset import prepared
     from lib.data.config import DataConfig
+    from lib.data.dataset import prepared
 
     found = prepared(fill(DataConfig, values), space.base)
     block = int(values["GPT2_BLOCK_SIZE"])

@@ -78,9 +78,7 @@ def test_gates_and_mixer_are_not_to_be_decayed():
     attention = UnifiedRAttention(32, 4, use_self_restart=True)
     mlp = ReciprocalMLP(8, R_ff=4, use_mixer=True, use_gates=True)
     for module in (attention, mlp):
-        decayed = {
-            n for n, p in module.named_parameters() if p.dim() >= 2 and not getattr(p, "no_weight_decay", False)
-        }
+        decayed = {n for n, p in module.named_parameters() if p.dim() >= 2 and not getattr(p, "no_weight_decay", False)}
         assert decayed == {n for n, _ in module.named_parameters() if n.startswith("c_") and n.endswith("weight")}
     assert copy.deepcopy(mlp).mixer.no_weight_decay
 

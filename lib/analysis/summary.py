@@ -17,6 +17,7 @@ from lib.run.files import write_json, write_text
 
 BASELINE = "V0"
 ENOUGH_SEEDS = 3
+UNEQUAL = 1.02  # runs of one matrix whose tokens differ by more are pointed out
 Metrics = Mapping[str, Any]
 Table = tuple[str, Sequence[str], list[list[str]]]
 
@@ -105,6 +106,12 @@ def _notes(summary: Summary, done: Sequence[Metrics]) -> list[str]:
     if any(m.get("eval_reduced") for m in done):
         counts = sorted({int(m["eval_windows"]) for m in done})
         notes.append(f"validation on {', '.join(map(str, counts))} windows, not on the whole split")
+    tokens = [float(m["tokens"]) for m in done if m.get("tokens")]
+    if tokens and max(tokens) > UNEQUAL * min(tokens):
+        notes.append(
+            f"runs saw {count_text(min(tokens))} to {count_text(max(tokens))} tokens: under a time budget a difference"
+            " is the mechanism and the machine's speed together; ITERS=n compares at equal tokens"
+        )
     pairs = [len(c.loss) for c in (*summary.contrasts, *summary.against_baseline) if c.loss]
     if pairs and min(pairs) < ENOUGH_SEEDS:
         notes.append('LIMITED: one or two seeds are a number, never a claim; SEEDS="0 1 2" adds pairs')

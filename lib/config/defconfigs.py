@@ -43,7 +43,9 @@ def read(resolver: Resolver, name: str) -> list[Assignment]:
     found = read_file(resolver.schema, path if path.is_file() else root / "defconfigs" / "old" / base)
     for fragment in fragments:
         if fragment not in known_hosts:
-            listed = suggest(fragment, known_hosts) or "; hosts: " + " ".join(f"+{h}" for h in known_hosts)
+            listed = suggest(fragment, known_hosts, "; did you mean +") or "; hosts: " + " ".join(
+                f"+{h}" for h in known_hosts
+            )
             raise ConfigError(f"defconfig +{fragment}: not in defconfigs/hosts/{listed}")
         found += read_file(resolver.schema, root / "defconfigs" / "hosts" / fragment)
     return found
@@ -65,6 +67,9 @@ def save_defconfig(resolver: Resolver, assignments: list[Assignment], name: str,
     values, _ = resolver.resolve(assignments)
     plain, _ = resolver.resolve([])
     wanted = {name for name, value in values.items() if value != plain.get(name)}
+    for hidden in wanted - plain.keys():  # unavailable by default: does its own assignment change anything?
+        if resolver.resolve([a for a in assignments if a.option.name != hidden])[0] == values:
+            wanted.discard(hidden)
     lines = [f"# {description}"]
     resolver.resolve(assignments)
     for option in resolver.schema.options.values():

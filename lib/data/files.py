@@ -11,10 +11,10 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +26,7 @@ SEPARATOR = "<|endoftext|>"
 HASHED_BYTES = 256_000_000  # sources and shards up to this size are recognised by content, larger ones by size and time
 _PIECE = 1 << 20  # bytes
 _SNIFF = 8192  # bytes looked at to tell binary files
+_SEPARATOR_LINE = re.compile(rb"^<\|endoftext\|>\r?(?:\n|\Z)", re.MULTILINE)
 _RECORDS = (".parquet", ".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 _TEXTS = (".txt", ".txt.gz", ".text")
 _SPLITS = ("validation", "valid", "test")  # published after train, whatever the alphabet says
@@ -41,23 +42,32 @@ def read(path: Path) -> Iterator[Piece]:
 def read_text(path: Path) -> Iterator[Piece]:
     """A UTF-8 text file; each line `<|endoftext|>` ends a document and belongs to none."""
     decoder = _Decoder(path)
-    separator = SEPARATOR.encode()
-    lines: list[bytes] = []
-    size, at_line_start = 0, True
     with _reading(path), _open(path) as file:
-        for line in iter(partial(file.readline, _PIECE), b""):
-            if at_line_start and line.startswith(separator) and line.rstrip(b"\r\n") == separator:
-                yield decoder.text(b"".join(lines), final=True), True
-                decoder.offset += len(line)
-                lines, size = [], 0
-                continue
-            at_line_start = line.endswith(b"\n")
-            lines.append(line)
-            size += len(line)
-            if size >= _PIECE:
-                yield decoder.text(b"".join(lines), final=False), False
-                lines, size = [], 0
-        yield decoder.text(b"".join(lines), final=True), True
+        for lines, begins_line in _whole_lines(file):
+            start = 0
+            for match in _SEPARATOR_LINE.finditer(lines):
+                if match.start() > 0 or begins_line:
+                    yield decoder.text(lines[start : match.start()], final=True), True
+                    decoder.offset += len(match[0])
+                    start = match.end()
+            yield decoder.text(lines[start:], final=False), False
+        yield decoder.text(b"", final=True), True
+
+
+def _whole_lines(file: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
+    """Blocks that end with a line, and whether they begin one; a line longer than a block comes in several."""
+    tail, begins_line = b"", True
+    while block := file.read(_PIECE):
+        data = tail + block
+        end = data.rfind(b"\n") + 1
+        if end == 0 and len(data) > 2 * len(SEPARATOR):  # too long a line to be a separator
+            end = len(data)
+        if end:
+            yield data[:end], begins_line
+            begins_line = data[end - 1 : end] == b"\n"
+        tail = data[end:]
+    if tail:
+        yield tail, begins_line
 
 
 class _Decoder:
@@ -131,7 +141,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def walk(folder: Path, without: Collection[str] = ()) -> list[Path]:
-    """Every regular file under `folder`, ordered by path; no hidden files and folders, no folders named in `without`."""
+    """Every regular file under `folder`, ordered by path; no hidden files and folders, none in folders `without`."""
     found: list[Path] = []
     with _reading(folder):
         for top, folders, names in os.walk(folder, onerror=_raise):

@@ -35,8 +35,8 @@ class AdamWSPAM(Optimizer):
 
     The `warmup` steps after a reset scale the update, not the decoupled decay, as in the authors' code. Bias correction
     starts again with the moments (theirs runs on). No step synchronises with the device. `found_inf`, a one-element
-    tensor that a caller may set, makes the kernel skip its update when it is 1: weights, moments and step counts stay (a
-    reset that is due happens all the same). Clipping changes gradients in place.
+    tensor that a caller may set, makes the kernel skip its update when it is 1: weights, moments and step counts stay
+    (a reset that is due happens all the same). Clipping changes gradients in place.
     """
 
     found_inf: Tensor | None = None

@@ -23,6 +23,8 @@ from lib.optimizers.build import Optimizers
 
 FORMAT = 1
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+# What may change under a checkpoint, at the cost of the last bits.
+EXACT = ("torch", "threads", "world_size", "micro_batch", "device", "compiled", "precision")
 
 
 def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -79,8 +81,7 @@ def refuse_changes(folder: Path, state: Mapping[str, Any], now: Mapping[str, Any
             f"{folder}: this checkpoint belongs to spec {state['spec_hash']}, the run is {now['spec_hash']}; "
             "restore the settings or train into another output folder"
         )
-    compared = ("torch", "threads", "world_size", "micro_batch", "device", "compile", "precision")
-    return [f"{key} was {state[key]}, is {now[key]}" for key in compared if state.get(key) != now[key]]
+    return [f"{key} was {state[key]}, is {now[key]}" for key in EXACT if state.get(key) != now[key]]
 
 
 def restore(folder: Path, state: Mapping[str, Any], model: nn.Module, optimizers: Optimizers) -> None:
@@ -92,8 +93,8 @@ def restore(folder: Path, state: Mapping[str, Any], model: nn.Module, optimizers
     optimizers.load(load_file(folder / OPTIMIZER), state["counters"])
 
 
-def export(model: nn.Module, path: Path) -> str:
-    """Write model.pt, a plain state dict for torch.load(weights_only=True), atomically; the weights' sha256."""
+def export(model: nn.Module, path: Path) -> None:
+    """Write model.pt, a plain state dict for torch.load(weights_only=True), atomically."""
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict(keep_vars=True).items()}
     shared: dict[int, Tensor] = {}  # .cpu() of a GPU tensor copies: keep tied names tied in the file
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -114,7 +115,6 @@ def export(model: nn.Module, path: Path) -> str:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise RunError(f"cannot write {path}: {error}; the last checkpoint is intact") from error
-    return weights_sha256(model)
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -7,14 +7,17 @@ reading through a checkpoint. It is monotonic; what a killed process had not sav
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 
 from lib.config.budget import Budget
 
-# Near the end of a time budget each step is waited for, so that the run overshoots by one step at most.
-NEAR_STEPS = 4
-# A time budget's first step has no measured predecessor: it is taken for this share of the budget.
+# In the first steps of a time budget and in its last, each step is waited for: a GPU lies some steps behind the host that
+# feeds it, and the run may overshoot by one step at most.
+FIRST_STEPS = 2
+NEAR_STEPS = 8
+# A process's first step under a time budget has no measured predecessor: it is taken for this share of the budget.
 FIRST_STEP = 1e-3
 
 
@@ -37,7 +40,7 @@ class Clock:
         self._saved = seconds
         self._since: float | None = None
         self.agreed = seconds  # what all ranks decide by
-        self._first_step, self._first_agreed = step, seconds
+        self._first_step, self._first_seconds = step, seconds
 
     @property
     def seconds(self) -> float:
@@ -60,26 +63,23 @@ class Clock:
             self.start()
 
     def read(self, step: int) -> float:
-        """Counted seconds before `step`; near the end of a time budget the device is waited for first."""
-        if self.budget.kind == "time" and self.remaining(step) < NEAR_STEPS * self.step_seconds(step):
-            self._settle()
+        """Counted seconds before `step`; early and late in a time budget the device is waited for first."""
+        if self.budget.kind == "time":
+            left = self.budget.amount - self.seconds
+            if step - self._first_step <= FIRST_STEPS or left < NEAR_STEPS * self._mean(self.seconds, step):
+                self._settle()
         return self.seconds
-
-    def step_seconds(self, step: int) -> float:
-        """Mean seconds of a step since this process began, 0 before its first."""
-        done = step - self._first_step
-        return (self.agreed - self._first_agreed) / done if done > 0 else 0.0
 
     def progress(self, step: int) -> float:
         """Share of the budget spent before `step`, in [0, 1]."""
         if self.total_steps is None:
-            return min(1.0, self.agreed / self.budget.amount) if self.budget.amount else 1.0
+            return min(1.0, self.agreed / self.budget.amount)
         return min(1.0, step / self.total_steps)
 
     def ahead(self, step: int) -> float:
         """Share of the budget that will be spent when `step` is done: what the learning rate follows."""
         if self.total_steps is None:
-            expected = self.step_seconds(step) / self.budget.amount if self.budget.amount else 0.0
+            expected = self._mean(self.agreed, step) / self.budget.amount
             return min(1.0, self.progress(step) + (expected or FIRST_STEP))
         return min(1.0, (step + 1) / self.total_steps)
 
@@ -88,7 +88,12 @@ class Clock:
         return self.agreed >= self.budget.amount if self.total_steps is None else step >= self.total_steps
 
     def remaining(self, step: int) -> float:
-        """Expected seconds of optimisation left (0 when nothing is known yet, except under a time budget)."""
+        """Expected seconds of optimisation left by this process's own clock; NaN before its first step."""
         if self.total_steps is None:
-            return max(0.0, self.budget.amount - self.agreed)
-        return max(0, self.total_steps - step) * self.step_seconds(step)
+            return max(0.0, self.budget.amount - self.seconds)
+        return max(0, self.total_steps - step) * (self._mean(self.seconds, step) or math.nan)
+
+    def _mean(self, seconds: float, step: int) -> float:
+        """Mean seconds of a step since this process began, 0 before its first."""
+        done = step - self._first_step
+        return (seconds - self._first_seconds) / done if done > 0 else 0.0

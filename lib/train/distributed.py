@@ -2,16 +2,13 @@
 
 Gradients are summed by DistributedDataParallel with a hook that does not divide: the loss is scaled by the number of
 micro-batches in a step wherever they run, so two ranks with one micro-batch each add the same numbers as one process
-accumulating two. Decisions (stop, time) go through a second, gloo group and never wait for a GPU.
+accumulating two. Decisions (stop, time) go through a gloo group and never wait for a GPU.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import signal
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,9 +19,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lib.config.errors import ConfigError, RunError
+from lib.run.process import die_with_parent
 
 T = TypeVar("T")
-PR_SET_PDEATHSIG = 1
+LAUNCHER = "RANKS_LAUNCHER"  # lib/train/launch.py puts its pid here for the ranks it starts
 
 
 def is_launched() -> bool:
@@ -66,7 +64,7 @@ class World:
         return wrapped
 
     def agree(self, *values: float) -> list[float]:
-        """Element-wise maximum of `values` over the ranks."""
+        """Element-wise maximum of `values` over the ranks; also where they wait for each other."""
         if self.size == 1:
             return list(values)
         table = torch.tensor(values, dtype=torch.float64)
@@ -105,22 +103,24 @@ class World:
 def join(device: str, timeout: int) -> World:
     """Join the run on `device` (auto, cpu, cuda); a collective silent for `timeout` seconds ends the run.
 
-    Raises ConfigError when CUDA is demanded and absent.
+    Raises ConfigError when CUDA is demanded and absent, RunError when the other processes do not come.
     """
     local = int(os.environ.get("LOCAL_RANK", 0)) if is_launched() else 0
+    if is_launched():
+        _end_with_launcher()
     chosen = _device(device, local)
-    if not is_launched():
-        return World(0, 1, 1, chosen)
-    die_with_parent()
-    size = int(os.environ["WORLD_SIZE"])
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    size = int(os.environ["WORLD_SIZE"]) if is_launched() else 1
     if size == 1:
         return World(0, 1, 1, chosen)
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     wait = timedelta(seconds=timeout)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
-    if not dist.is_initialized():
-        dist.init_process_group(backend, timeout=wait, device_id=chosen if backend == "nccl" else None)
-    control = dist.new_group(backend="gloo", timeout=wait) if backend == "nccl" else None
+    try:
+        if not dist.is_initialized():
+            dist.init_process_group(backend, timeout=wait, device_id=chosen if backend == "nccl" else None)
+        control = dist.new_group(backend="gloo", timeout=wait) if backend == "nccl" else None
+    except dist.DistError as error:
+        raise RunError(f"rank {rank()} of {size} cannot reach the others: {_first_line(error)}") from error
     return World(rank(), size, local_size, chosen, control)
 
 
@@ -136,13 +136,11 @@ def _device(device: str, local: int) -> torch.device:
     return torch.device("cuda", local)
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its launcher dies, however it dies: no orphan holds a GPU (Linux)."""
-    if not sys.platform.startswith("linux"):
-        return
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died in between
+def _end_with_launcher() -> None:
+    """No orphan holds a GPU: a rank is killed with its launcher, even one that died before this rank came so far."""
+    die_with_parent()
+    launcher = os.environ.get(LAUNCHER)
+    if launcher and launcher != str(os.getppid()):
         os._exit(1)
 
 
@@ -151,17 +149,23 @@ def losses_of_ranks(world: World) -> Iterator[None]:
     """Turn a collective's complaint that a rank is gone or silent into a RunError of one line."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
-        said = str(error).splitlines()[0] if str(error) else ""
+        said = _first_line(error)
         lost = isinstance(error, dist.DistError) or any(
             word in said.lower() for word in ("connection closed", "gloo", "nccl", "timed out", "timeout", "peer")
         )
         if world.size == 1 or not lost:
             raise
         raise RunError(
-            f"rank {world.rank} lost another process of this run ({said[:200]}); "
+            f"rank {world.rank} lost another process of this run ({said}); "
             "start again with the same command: it continues from the newest checkpoint"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _sum_bucket(state: None, bucket: Any) -> torch.futures.Future[Tensor]:

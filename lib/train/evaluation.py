@@ -73,6 +73,16 @@ class Evaluator:
         }
 
     @torch.no_grad()
+    def rehearse(self) -> None:
+        """One forward pass on this rank alone, for its costs."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            self._losses(self.val[0], list(self.val[1][: self.rows]))
+        finally:
+            self.model.train(was_training)
+
+    @torch.no_grad()
     def _nats(self, tokens: Any, starts: Sequence[int], stopped: Callable[[], bool]) -> float | None:
         """Sum of losses over all windows, in nats."""
         count = -(-len(starts) // self.rows)
@@ -83,19 +93,19 @@ class Evaluator:
             batch = first + self.world.rank
             if batch < count:
                 chosen = list(starts[batch * self.rows : (batch + 1) * self.rows])
-                x, y = self._windows(tokens, chosen)
-                with autocast(self.world.device, self.precision):
-                    losses = self.forward(x, y, reduction="none")
-                table[batch, : len(chosen)] = losses[: len(chosen)].double().sum(dim=1)
+                table[batch, : len(chosen)] = self._losses(tokens, chosen).double().sum(dim=1)
         total = torch.stack(self.world.gather(table)).sum(dim=0)  # every cell is one rank's; the others hold zero
         return float(total.sum())
 
-    def _windows(self, tokens: Any, starts: list[int]) -> tuple[Tensor, Tensor]:
-        # The last batch is filled up with its last window: one shape for the compiler, the same kernels for all rows.
-        starts = starts + starts[-1:] * (self.rows - len(starts))
-        block = np.stack([tokens[s : s + self.block_size + 1] for s in starts]).astype(np.int64)
+    def _losses(self, tokens: Any, starts: list[int]) -> Tensor:
+        """Losses [len(starts), T] of the windows that begin at `starts`, at most `rows` of them."""
+        # A short batch is filled up with its last window: one shape for the compiler, the same kernels for all rows.
+        filled = starts + starts[-1:] * (self.rows - len(starts))
+        block = np.stack([tokens[s : s + self.block_size + 1] for s in filled]).astype(np.int64)
         both = torch.from_numpy(block).to(self.world.device)
-        return both[:, :-1].contiguous(), both[:, 1:].contiguous()
+        with autocast(self.world.device, self.precision):
+            losses = self.forward(both[:, :-1].contiguous(), both[:, 1:].contiguous(), reduction="none")
+        return losses[: len(starts)]
 
 
 def evaluator(

@@ -1,16 +1,32 @@
-"""How many processes a run gets, and starting them: torchrun's own launcher, called from Python.
+"""How many processes a run gets, and starting them on this machine.
 
-Called rather than executed, so that a rank's exit code (2 configuration, 3 data, 75 interrupted, …) is the program's.
+The launcher keeps the meeting point (a TCPStore on a port of its own, so no port can be taken meanwhile), passes signals
+on, ends the others when one rank fails, and leaves with the exit code that says why. torchrun may stand in its place.
 """
 
 from __future__ import annotations
 
-import logging
 import os
+import signal
+import subprocess
 import sys
-import tempfile
-import uuid
+import threading
+import time
+from collections import Counter
 from collections.abc import Sequence
+from types import FrameType
+from typing import IO
+
+import torch
+from torch.distributed import TCPStore
+
+from lib.config.errors import ConfigError
+from lib.train.distributed import LAUNCHER, is_launched
+from lib.train.signals import asking
+
+GRACE = 3.0  # seconds for the others to say what they lost when a rank has failed
+POLL = 0.05
+STOPPED = {75, 130}
 
 
 def processes(device: str, wanted: int) -> tuple[int, str]:
@@ -19,10 +35,6 @@ def processes(device: str, wanted: int) -> tuple[int, str]:
     Fewer GPUs than asked for are used as they are: tokens per step do not depend on them. Raises ConfigError when CUDA
     is demanded and absent.
     """
-    import torch
-
-    from lib.config.errors import ConfigError
-
     if device == "cpu":
         return wanted or 1, ""
     visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -36,42 +48,114 @@ def processes(device: str, wanted: int) -> tuple[int, str]:
 
 
 def is_worker() -> bool:
-    """Whether this process was started by torchrun."""
-    from lib.train.distributed import is_launched
-
+    """Whether this process is one of a launched run."""
     return is_launched()
 
 
 def launch(count: int, arguments: Sequence[str]) -> int:
-    """Run this program again in `count` processes; the first failing rank's exit code, or 0.
+    """Run this program again in `count` processes; their exit code (`verdict`).
 
-    A signal to this process reaches the ranks, which save and leave.
+    A signal to this process reaches the ranks, which save and leave; a second Ctrl-C kills them. The ranks' complaints
+    appear once however many of them complain alike; only rank 0 has standard output.
     """
-    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    return Ranks(count, arguments).wait()
 
-    # Its reports of a failed rank would bury the rank's own line.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    # Stale addresses of an earlier attempt must not be met again.
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    with tempfile.TemporaryDirectory(prefix="ranks-") as logs:
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=count,
-            run_id=uuid.uuid4().hex,
-            rdzv_backend="c10d",
-            rdzv_endpoint="127.0.0.1:0",
-            max_restarts=0,
-            monitor_interval=0.1,
-            logs_specs=DefaultLogsSpecs(log_dir=logs),
-        )
+
+class Ranks:
+    """The started processes of one run."""
+
+    def __init__(self, count: int, arguments: Sequence[str]) -> None:
+        self._asked = 0
+        self._before = {number: signal.signal(number, self._pass_on) for number in asking()}
+        self._ranks: list[subprocess.Popen[bytes]] = []
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        shared = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(self._store.port),
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",  # torch's word for: the store is there already
+            LAUNCHER: str(os.getpid()),
+        }
+        for rank in range(count):
+            self._ranks.append(
+                subprocess.Popen(
+                    [sys.executable, *arguments],
+                    env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stdout=None if rank == 0 else subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                )
+            )
+            if self._asked:
+                self._ranks[-1].send_signal(self._asked)
+        self._echo = Echo()
+        self._pumps = [threading.Thread(target=self._echo.copy, args=(rank.stderr,)) for rank in self._ranks]
+        for pump in self._pumps:
+            pump.start()
+
+    def wait(self) -> int:
+        """Until all have ended; those that outlive a failed one by GRACE are killed."""
+        failed_at = None
         try:
-            elastic_launch(config, sys.executable)("-u", *arguments)
-        except ChildFailedError as error:
-            code = error.failures[min(error.failures)].exitcode
-            return code if code > 0 else 1
-        except SignalException as stop:
-            return 130 if stop.sigval == 2 else 75
-    return 0
+            while any(rank.poll() is None for rank in self._ranks):
+                if failed_at is None and any(r.returncode not in (None, 0, *STOPPED) for r in self._ranks):
+                    failed_at = time.monotonic()
+                if failed_at is not None and time.monotonic() > failed_at + GRACE:
+                    self._kill()
+                time.sleep(POLL)
+        finally:
+            self._kill()
+            for pump in self._pumps:
+                pump.join()
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+        return verdict([rank.wait() for rank in self._ranks], self._asked)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        if self._asked == number == signal.SIGINT:
+            self._kill()
+        self._asked = self._asked or number
+        for rank in self._ranks:
+            if rank.poll() is None:
+                rank.send_signal(number)
+
+    def _kill(self) -> None:
+        for rank in self._ranks:
+            if rank.poll() is None:
+                rank.kill()
+
+
+def verdict(codes: Sequence[int], asked: int) -> int:
+    """One exit code for a run whose ranks ended with `codes` after signal `asked` (0: none).
+
+    A rank that complains of settings (2) or data (3) knows more than those that lost it (1). A rank that was stopped by
+    the signal itself had not begun: interrupted like the others.
+    """
+    early = {-number: 130 if number == signal.SIGINT else 75 for number in asking()} if asked else {}
+    found = {early.get(code, code) for code in codes}
+    for code in (2, 3):
+        if code in found:
+            return code
+    if found - {0, *STOPPED}:
+        return 130 if asked == signal.SIGINT and -signal.SIGKILL in found else 1
+    return 130 if 130 in found else 75 if 75 in found else 0
+
+
+class Echo:
+    """Copies several streams to stderr, a line that several of them say once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._said: Counter[bytes] = Counter()
+
+    def copy(self, stream: IO[bytes]) -> None:
+        """Copy `stream` to its end."""
+        own: Counter[bytes] = Counter()
+        for line in stream:
+            own[line] += 1
+            with self._lock:
+                if own[line] <= self._said[line]:
+                    continue
+                self._said[line] += 1
+                sys.stderr.buffer.write(line)
+                sys.stderr.flush()

@@ -9,14 +9,18 @@ from typing import Any
 
 from lib.config.errors import Interrupted
 
-ASKED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+def asking() -> list[signal.Signals]:
+    """The signals that ask: SIGTERM, SIGINT, SIGUSR1/2, and a closed terminal unless nohup has it ignored."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, *hangup]
 
 
 class StopSignal:
-    """While entered, the first of SIGTERM, SIGINT, SIGUSR1/2 sets `number`.
+    """While entered, the first signal that asks sets `number`.
 
     A second SIGINT is KeyboardInterrupt, unless this is one of several ranks (`patient`): those get Ctrl-C twice, from
-    the terminal and from their launcher, which kills them itself if they take too long.
+    the terminal and from their launcher, which kills them itself at a second one.
     """
 
     def __init__(self, patient: bool = False) -> None:
@@ -26,7 +30,7 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._asked) for number in ASKED}
+            self._before = {number: signal.signal(number, self._asked) for number in asking()}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

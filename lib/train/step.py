@@ -48,19 +48,13 @@ class Stepper:
         self.optimizers.set_factor(factor)
         self._backward(step, batches, timed)
         self.grad_norm = self._clip()
-        bad_loss = self.world.any_((~torch.isfinite(self.losses).all()).float().reshape(1))
-        bad = torch.maximum(bad_loss, (~torch.isfinite(self.grad_norm)).float())
-        found = torch.stack((torch.full_like(bad_loss, step), bad_loss)).flatten().double()
-        self._first_bad = torch.where((bad > 0) & (self._halted == 0), found, self._first_bad)
-        self._halted = torch.maximum(self._halted, bad)
+        self._guard(step)
         self.optimizers.step(skip=self._halted)
         self.optimizers.zero_grad()
 
-    def warm_up(self, x: Tensor, y: Tensor) -> None:
-        """A forward and backward pass whose gradients are thrown away: compilation and first-use costs."""
-        self._backward(-1, [(x, y)] * min(2, self.accumulation), timed=False)
-        self._clip()
-        self.optimizers.zero_grad()
+    def rehearse(self, x: Tensor, y: Tensor) -> None:
+        """A forward and backward pass on this rank alone, for its costs; the caller throws the gradients away."""
+        self._backward(-1, [(x, y)], timed=False, exchange=False)
 
     def trouble(self) -> tuple[int, str] | None:
         """The first step whose loss or gradients were not finite, and which of them; waits for the device."""
@@ -72,13 +66,22 @@ class Stepper:
         table = torch.stack(self.world.gather(self.losses))  # [ranks, accumulation]
         return float(table.T.flatten().double().mean())
 
-    def _backward(self, step: int, batches: Sequence[tuple[Tensor, Tensor]], timed: bool) -> None:
+    def _guard(self, step: int) -> None:
+        """Halt all updates from the first loss or gradient on that is not finite, on whichever rank."""
+        bad_loss = self.world.any_((~torch.isfinite(self.losses).all()).float().reshape(1))
+        bad = torch.maximum(bad_loss, (~torch.isfinite(self.grad_norm)).float())
+        found = torch.cat((torch.full_like(bad_loss, step, dtype=torch.float64), bad_loss.double()))
+        self._first_bad = torch.where((bad > 0) & (self._halted == 0), found, self._first_bad)
+        self._halted = torch.maximum(self._halted, bad)
+
+    def _backward(
+        self, step: int, batches: Sequence[tuple[Tensor, Tensor]], timed: bool, exchange: bool = True
+    ) -> None:
         scale = 1.0 / (self.accumulation * self.world.size)
         for index, (x, y) in enumerate(batches):
             seed_dropout(self.seed, step, index * self.world.size + self.world.rank, self.world.device)
-            last = index == len(batches) - 1
-            alone = self.world.size == 1
-            with contextlib.nullcontext() if last or alone else self.forward.no_sync():  # type: ignore[operator]
+            talks = self.world.size == 1 or (exchange and index == len(batches) - 1)
+            with contextlib.nullcontext() if talks else self.forward.no_sync():  # type: ignore[operator]
                 with self.forward_ms.measure(timed), autocast(self.world.device, self.precision):
                     loss = self.forward(x, y)
                 (loss * scale).backward()

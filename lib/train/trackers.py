@@ -1,69 +1,102 @@
 """Weights & Biases and TensorBoard, kept at arm's length: a tracker can never stop or slow a run.
 
-Each runs in a daemon thread behind a queue: the loop only drops a row into it. Whatever a tracker raises is one note,
-and the end of the run waits a second for it at most. metrics.jsonl is complete without either.
+Each is a process of its own (lib/train/tracker_process.py) behind a pipe that is never waited for: whatever a tracker
+imports, raises or hangs in happens there. What it complains of becomes one note. The end of the run waits a second for
+all of them; one that needs longer goes on alone, for a minute at most. metrics.jsonl is complete without either.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
-import queue
-import threading
+import fcntl
+import json
+import os
+import select
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from lib.run.files import finite
 from lib.train.config import TrackingConfig
 
 PATIENCE = 1.0  # seconds that the end of a run may wait, all trackers together
-INIT_TIMEOUT = 20  # seconds until wandb gives an unreachable server up, in its own thread
-QUEUE_ROWS = 10_000
+WAITING_BYTES = 8 << 20  # rows kept for a tracker that is busy; more are dropped
+PIPE_BYTES = 1 << 20
+PROGRAM = Path(__file__).with_name("tracker_process.py")
 
-Row = Mapping[str, Any]
-
-
-class Sink(Protocol):
-    """What a tracker must do."""
-
-    def log(self, row: Row) -> None:
-        """Take one metrics row."""
-
-    def close(self) -> None:
-        """Write out what is left."""
+Note = Callable[[str], None]
 
 
 class Tracker:
-    """One sink in a thread of its own; `open_sink` connects (there, not here), `note` says what went wrong, once."""
+    """One tracker process of a `kind`, told its `settings` first; `note` says what went wrong, once."""
 
-    def __init__(self, name: str, open_sink: Callable[[], Sink], note: Callable[[str], None]) -> None:
-        self._name, self._open, self._note = name, open_sink, note
-        self._rows: queue.Queue[Row | None] = queue.Queue(QUEUE_ROWS)
-        self._thread = threading.Thread(target=self._work, name=f"tracker {name}", daemon=True)
-        self._thread.start()
+    def __init__(self, kind: str, settings: Mapping[str, Any], note: Note) -> None:
+        self._kind, self._note = kind, note
+        self._waiting = bytearray()
+        # -P: its folder, where modules have everyday names, stays off the path. A session of its own: no Ctrl-C.
+        self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
+            [sys.executable, "-P", str(PROGRAM), kind],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)
+        with contextlib.suppress(OSError, AttributeError):
+            fcntl.fcntl(self._process.stdin, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self.log(settings)
 
-    def log(self, row: Row) -> None:
-        """Hand a row over; dropped when the tracker is gone or far behind."""
-        if self._thread.is_alive():
-            with contextlib.suppress(queue.Full):
-                self._rows.put_nowait(row)
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Hand a row over without waiting; dropped when the tracker is gone or far behind."""
+        if self._process and len(self._waiting) < WAITING_BYTES:
+            self._waiting += (json.dumps(finite(row), allow_nan=False) + "\n").encode()
+            self._push()
 
-    def finish(self, patience: float) -> None:
-        """Ask it to close; wait `patience` seconds at most."""
-        with contextlib.suppress(queue.Full):
-            self._rows.put_nowait(None)
-        self._thread.join(patience)
+    def finish(self, deadline: float) -> None:
+        """Hand over what is left and close; wait until `deadline` (monotonic) at most."""
+        while self._process and self._waiting:
+            self._push()
+            left = deadline - time.monotonic()
+            if left <= 0 or not self._process:
+                break
+            select.select([], [self._process.stdin], [], left)
+        if self._process:
+            self._end(max(0.0, deadline - time.monotonic()))
 
-    def _work(self) -> None:
+    def _push(self) -> None:
+        """Write what the pipe takes."""
+        assert self._process is not None
+        assert self._process.stdin is not None
         try:
-            sink = self._open()
-            while (row := self._rows.get()) is not None:
-                sink.log(row)
-            sink.close()
-        except BaseException as error:
-            said = (str(error).splitlines() or [""])[0][:200]
-            self._note(f"{self._name} is off: {error.__class__.__name__}: {said}; metrics.jsonl has everything")
+            while self._waiting:
+                written = os.write(self._process.stdin.fileno(), self._waiting)
+                del self._waiting[:written]
+        except BlockingIOError:
+            return
+        except OSError:  # it has closed its end: it is leaving
+            self._end(PATIENCE)
+
+    def _end(self, patience: float) -> None:
+        """Close the pipe, wait for the process, repeat what it complained of."""
+        process, self._process = self._process, None
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            return
+        said = process.stdout.read(400).decode(errors="replace").strip()
+        if process.returncode:
+            said = said or f"its process ended with {process.returncode}"
+            self._note(f"{self._kind} is off: {said}; metrics.jsonl has everything")
 
 
 class Trackers:
@@ -72,78 +105,29 @@ class Trackers:
     def __init__(self, trackers: list[Tracker]) -> None:
         self._trackers = trackers
 
-    def log(self, row: Row) -> None:
+    def log(self, row: Mapping[str, Any]) -> None:
         """Hand a row to each."""
         for tracker in self._trackers:
             tracker.log(row)
 
     def finish(self) -> None:
-        """Close all, within `PATIENCE` together."""
+        """Close all, within PATIENCE together."""
         deadline = time.monotonic() + PATIENCE
         for tracker in self._trackers:
-            tracker.finish(max(0.0, deadline - time.monotonic()))
+            tracker.finish(deadline)
 
 
 def start(
-    config: TrackingConfig, folder: Path, name: str, run_id: str, facts: Row, note: Callable[[str], None]
+    config: TrackingConfig, folder: Path, name: str, run_id: str, facts: Mapping[str, Any], note: Note
 ) -> Trackers:
     """The trackers that `config` asks for. `run_id` stays the same when a run is resumed."""
-    found = []
-    if config.wandb:
-        found.append(Tracker("wandb", lambda: WandbSink(config, folder, name, run_id, facts), note))
-    if config.tensorboard:
-        found.append(Tracker("TensorBoard", lambda: TensorBoardSink(folder), note))
-    return Trackers(found)
-
-
-class WandbSink:
-    """Weights & Biases, offline unless asked."""
-
-    def __init__(self, config: TrackingConfig, folder: Path, name: str, run_id: str, facts: Row) -> None:
-        import wandb
-
-        self._run = wandb.init(
-            project=config.wandb_project,
-            mode="online" if config.wandb_mode == "online" else "offline",
-            dir=str(folder),
-            name=name,
-            id=run_id,
-            resume="allow" if config.wandb_mode == "online" else None,
-            config=dict(facts),
-            settings=wandb.Settings(init_timeout=INIT_TIMEOUT, silent=True, console="off", x_disable_stats=True),
-        )
-
-    def log(self, row: Row) -> None:
-        """One row at its iteration."""
-        self._run.log(numbers(row), step=int(row["iter"]))
-
-    def close(self) -> None:
-        """Finish the run."""
-        self._run.finish()
-
-
-class TensorBoardSink:
-    """TensorBoard event files under <run>/tensorboard."""
-
-    def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))
-
-    def log(self, row: Row) -> None:
-        """One row at its iteration."""
-        for key, value in numbers(row).items():
-            self._writer.add_scalar(f"{row['kind']}/{key}", value, int(row["iter"]))
-
-    def close(self) -> None:
-        """Flush and close the event file."""
-        self._writer.close()
-
-
-def numbers(row: Row) -> dict[str, float]:
-    """The finite numbers of a row, without its position."""
-    return {
-        key: float(value)
-        for key, value in row.items()
-        if key != "iter" and isinstance(value, int | float) and math.isfinite(value)
+    settings = {
+        "folder": str(folder),
+        "name": name,
+        "run_id": run_id,
+        "project": config.wandb_project,
+        "mode": config.wandb_mode,
+        "facts": dict(facts),
     }
+    wanted = {"wandb": config.wandb, "tensorboard": config.tensorboard}
+    return Trackers([Tracker(kind, settings, note) for kind, is_wanted in wanted.items() if is_wanted])

@@ -1,6 +1,5 @@
 """The commands as a user types them: exit codes, one-line errors, and how fast they answer."""
 
-import os
 import subprocess
 import sys
 import time
@@ -11,26 +10,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def environment(**changes: str) -> dict[str, str]:
-    """This process's environment without settings, with the running interpreter as the active one."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("GPT2_", "MAKE", "CONFIG_DIR"))}
-    prefix = Path(sys.executable).parent
-    return {**kept, "VIRTUAL_ENV": str(prefix.parent), "PATH": f"{prefix}:{kept['PATH']}", **changes}
-
-
-def make(*words: str, **changes: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["make", *words], cwd=ROOT, env=environment(**changes), capture_output=True, text=True, timeout=120
-    )
-
-
-def train(*words: str, cwd: Path = ROOT, **changes: str) -> subprocess.CompletedProcess[str]:
-    program = str(ROOT / "gpt2" / "train_ra_mla.py")
-    return subprocess.run(
-        [sys.executable, program, *words], cwd=cwd, env=environment(**changes), capture_output=True, text=True, timeout=300
-    )
-
-
 def one_line(text: str) -> str:
     """The only error line of a program's stderr (make adds its own)."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("make")]
@@ -39,22 +18,27 @@ def one_line(text: str) -> str:
     return lines[0]
 
 
-@pytest.fixture()
-def folder(tmp_path: Path) -> Path:
-    """A folder of its own for .config and results."""
-    done = make("defconfig-gpt2-ra-quickstart", f"O={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    return tmp_path
-
-
-def test_help_lists_every_target_of_the_readme():
-    said = make("help").stdout
-    for target in ("quickstart", "test", "check", "plan", "estimate", "status", "rerun", "summary", "clean", "mrproper"):
+def test_help_lists_every_target_of_the_readme(commands):
+    said = commands.make("help").stdout
+    for target in (
+        "quickstart",
+        "test",
+        "check",
+        "plan",
+        "estimate",
+        "status",
+        "rerun",
+        "summary",
+        "clean",
+        "mrproper",
+    ):
         assert f"make {target}" in said
 
 
-def test_every_defconfig_is_a_target_that_the_shell_can_complete():
-    database = subprocess.run(["make", "-qp"], cwd=ROOT, env=environment(), capture_output=True, text=True).stdout
+def test_every_defconfig_is_a_target_that_the_shell_can_complete(commands):
+    database = subprocess.run(
+        ["make", "-qp"], cwd=ROOT, env=commands.environment(), capture_output=True, text=True
+    ).stdout
     for path in [*ROOT.glob("defconfigs/gpt2-*"), *ROOT.glob("defconfigs/old/gpt2-*")]:
         assert f"\ndefconfig-{path.name}:" in database
 
@@ -71,23 +55,23 @@ def test_every_defconfig_is_a_target_that_the_shell_can_complete():
         (["status", "GPT2_OPTIMIZER=adamm"], {}, "did you mean adamw"),
     ],
 )
-def test_a_mistake_exits_2_with_one_line_and_a_suggestion(folder, words, changes, said):
-    done = make(*words, f"O={folder}", **changes)
+def test_a_mistake_exits_2_with_one_line_and_a_suggestion(commands, folder, words, changes, said):
+    done = commands.make(*words, f"O={folder}", **changes)
     assert done.returncode == 2
     assert said in one_line(done.stderr)
 
 
-def test_without_a_config_the_way_to_one_is_named(tmp_path):
-    done = make("show", f"O={tmp_path}")
+def test_without_a_config_the_way_to_one_is_named(commands, tmp_path):
+    done = commands.make("show", f"O={tmp_path}")
     assert done.returncode == 2
     assert "make defconfig-" in one_line(done.stderr)
 
 
-def test_an_unknown_defconfig_names_the_nearest(tmp_path):
-    done = make("defconfig-gpt2-ra-ablatoin", f"O={tmp_path}")
+def test_an_unknown_defconfig_names_the_nearest(commands, tmp_path):
+    done = commands.make("defconfig-gpt2-ra-ablatoin", f"O={tmp_path}")
     assert done.returncode == 2
     assert "did you mean gpt2-ra-ablation" in one_line(done.stderr)
-    assert "+h200" in one_line(make("defconfig-gpt2-ra-ablation+h20", f"O={tmp_path}").stderr)
+    assert "+h200" in one_line(commands.make("defconfig-gpt2-ra-ablation+h20", f"O={tmp_path}").stderr)
 
 
 @pytest.mark.parametrize(
@@ -102,9 +86,9 @@ def test_an_unknown_defconfig_names_the_nearest(tmp_path):
         (["--expect", "feed"], "has changed"),
     ],
 )
-def test_a_mistaken_flag_exits_2_before_torch_is_imported(tmp_path, words, said):
+def test_a_mistaken_flag_exits_2_before_torch_is_imported(commands, tmp_path, words, said):
     began = time.process_time()
-    done = train(*words, cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")
+    done = commands.train(*words, cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")
     lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
     assert done.returncode == 2
     assert said in lines[0]
@@ -113,15 +97,15 @@ def test_a_mistaken_flag_exits_2_before_torch_is_imported(tmp_path, words, said)
     assert time.process_time() - began < 60
 
 
-def test_help_is_the_manual():
-    said = train("--help").stdout
+def test_help_is_the_manual(commands):
+    said = commands.train("--help").stdout
     assert "--kv" not in said or "--kvsplice" in said
     for flag in ("--max-time", "--ra-r", "--rmlp-mixer", "--dry-run", "--expect"):
         assert flag in said
 
 
-def test_show_names_value_source_and_class(folder):
-    said = make("show", f"O={folder}", "TIME=7").stdout
+def test_show_names_value_source_and_class(commands, folder):
+    said = commands.make("show", f"O={folder}", "TIME=7").stdout
     row = next(line for line in said.splitlines() if " GPT2_MAX_TIME " in line)
     assert "7" in row
     assert "make TIME" in row
@@ -129,16 +113,16 @@ def test_show_names_value_source_and_class(folder):
     assert "Budget: 7 s" in said
 
 
-def test_plan_prints_commands_that_are_complete(folder):
-    said = make("plan", f"O={folder}", "STEPS=V0 V3", "SEEDS=0 1", "NGPUS=2").stdout
+def test_plan_prints_commands_that_are_complete(commands, folder):
+    said = commands.make("plan", f"O={folder}", "STEPS=V0 V3", "SEEDS=0 1", "NGPUS=2").stdout
     commands = [line for line in said.splitlines() if "train_ra_mla.py" in line]
     assert len(commands) == 4
     assert all("--ngpus 2" in line for line in commands)
     assert "--ra-mla-ablation-step V3" in said
 
 
-def test_diffconfig_shows_what_differs():
-    said = make("diffconfig", "A=gpt2-ra-ablation", "B=gpt2-ra-ablation+h200").stdout
+def test_diffconfig_shows_what_differs(commands):
+    said = commands.make("diffconfig", "A=gpt2-ra-ablation", "B=gpt2-ra-ablation+h200").stdout
     assert "GPT2_NGPUS" in said
     assert "4 -> 1" in said
     assert "GPT2_N_LAYER" not in said
@@ -146,9 +130,7 @@ def test_diffconfig_shows_what_differs():
 
 def test_configuration_page_is_what_kconfig_says():
     sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        import document
-        from workspace import Workspace
-    finally:
-        sys.path.pop(0)
+    from scripts import document
+    from scripts.workspace import Workspace
+
     assert document.page(Workspace()) == (ROOT / "docs" / "configuration.md").read_text()

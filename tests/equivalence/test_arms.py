@@ -134,7 +134,9 @@ def test_a_baked_model_has_the_unbaked_logits(name):
         set_ra_mlp_coupling_scale(model, s)
         before = copy.deepcopy(model.state_dict())
         baked = bake(model)
-        assert {k: v.shape for k, v in baked.state_dict().items()} == {k: v.shape for k, v in vanilla().state_dict().items()}
+        assert {k: v.shape for k, v in baked.state_dict().items()} == {
+            k: v.shape for k, v in vanilla().state_dict().items()
+        }
         torch.testing.assert_close(baked(batch()[0]), model(batch()[0]), rtol=1e-11, atol=1e-11)
         assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
