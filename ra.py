@@ -317,15 +317,15 @@ class ReciprocalMLP(nn.Module):
         return weight, bias
 
     def folded_down(self) -> Tensor:
-        """The effective down-projection [C, D_ff]: the low columns mixed, all columns scaled."""
+        """The effective down-projection [C, D_ff]: all columns scaled, the low ones mixed."""
         s, std = self.coupling_scale, self.d_ff - self.R_ff
-        weight: Tensor = self.c_proj.weight
+        w_std, w_rec = towards(self.w_std, s), towards(self.w_rec, s)
+        weight: Tensor = self.c_proj.weight * torch.cat([w_std.expand(std), w_rec.expand(self.R_ff)])
         if self.mixer is not None:
             # W M(s) = W + s W (M - I): nothing is added, to the bit, at s = 0 or M = I, whatever the precision.
-            low = weight[:, std:]
             shift = self.mixer - torch.eye(self.R_ff, dtype=self.mixer.dtype, device=self.mixer.device)
-            weight = torch.cat([weight[:, :std], low + s * (low @ shift)], dim=1)
-        return weight * torch.cat([towards(self.w_std, s).expand(std), towards(self.w_rec, s).expand(self.R_ff)])
+            weight[:, std:].add_(s * w_rec * (self.c_proj.weight[:, std:] @ shift))
+        return weight
 
     def token_gate(self, x: Tensor) -> Tensor:
         """[..., 1]: 1 + s (g_t - 1)."""
@@ -337,10 +337,9 @@ class ReciprocalMLP(nn.Module):
         """[..., C] -> [..., C]."""
         h = F.gelu(F.linear(x, *self.folded_up()), approximate="tanh")
         if self.gate_alpha is not None:
-            # One GEMM after a concatenation, not two without: a second GEMM would change the order of summation, and
-            # s = 0 would no longer be the standard MLP to the bit. Compiled, the concatenation is fused away.
-            std, low = h[..., : -self.R_ff], h[..., -self.R_ff :]
-            h = torch.cat([std, low * self.token_gate(x).to(low.dtype)], dim=-1)
+            # In place, and one GEMM: two would change the order of summation, and s = 0 would no longer be the standard
+            # MLP to the bit; a copy would cost its memory. The GELU's backward pass needs its input, not this output.
+            h[..., -self.R_ff :].mul_(self.token_gate(x).to(h.dtype))
         return F.dropout(F.linear(h, self.folded_down(), self.c_proj.bias), self.dropout, self.training)
 
     @torch.no_grad()

@@ -22,6 +22,7 @@ from gpt2.ra_patch import patch_model, set_ra_mlp_coupling_scale
 from lib.config.errors import UserError
 from lib.config.fields import Value, fill
 from lib.config.resolve import RunSpec
+from lib.data.config import DataConfig, vocab_size_of
 from lib.optimizers.build import OptimizerConfig, build
 
 SHORT_CONTEXT = 128
@@ -72,8 +73,7 @@ def _is_own(filename: str) -> bool:
 
 def check_step(values: Mapping[str, Value], vanilla: dict[GPT2Config, GPT2]) -> str:
     """Build, patch, train one step. Raises whatever is wrong; `vanilla` keeps the unpatched model for the next arm."""
-    # The sizes of the ready-made vocabularies; a trained one has the size that is set.
-    vocab = {"gpt2": 50257, "bytes": 257}.get(str(values["GPT2_TOKENIZER"])) or int(values["GPT2_BPE_VOCAB"])
+    vocab = vocab_size_of(fill(DataConfig, values))
     config = size.config_of(values, vocab)
     if config not in vanilla:
         size.refuse_absurd(values, vocab)

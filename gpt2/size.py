@@ -229,8 +229,8 @@ def memory_bytes(
 
     `activation_bytes` is 2 under bf16 autocast (which also keeps a bf16 copy of the weights), 4 in fp32. Per layer and
     token a backward pass needs two fp32 residuals and 14 C elements (norm outputs, q, k, v, attention output, both
-    sides of the GELU). With dropout a CPU (`on_cpu`) has no fused attention: it keeps three T x T matrices per head,
-    and dropout masks as wide as what they mask, where a GPU keeps a byte.
+    sides of the GELU). With dropout a CPU (`on_cpu`) has no fused attention: it keeps three T x T fp32 matrices
+    per head, and dropout masks as wide as what they mask, where a GPU keeps a byte.
     """
     c = config_of(values, vocab_size)
     has_form = values["ATTENTION"] in ATTENTION and values["MLP"] in MLP
@@ -240,7 +240,7 @@ def memory_bytes(
     if c.dropout:
         layers += tokens * c.n_embd * (2 * c.n_layer + 1) * (4 if on_cpu else 1)
         if on_cpu:
-            layers += 3 * activation_bytes * tokens * c.block_size * c.n_head * c.n_layer
+            layers += 3 * 4 * tokens * c.block_size * c.n_head * c.n_layer
     loss = min(tokens * c.vocab_size, LOSS_ELEMENTS) * (4 + 2 * activation_bytes)
     return parameters * (16 + (2 if activation_bytes == 2 else 0)) + layers + loss
 

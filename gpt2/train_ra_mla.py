@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,24 +19,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
 if TYPE_CHECKING:
-    from gpt2.model import GPT2
     from lib.train.config import TrainConfig
 
 from lib.config import flags, sources  # noqa: E402
 from lib.config.errors import ConfigError, exit_with, need_torch  # noqa: E402
-from lib.config.fields import fill, sym  # noqa: E402
+from lib.config.fields import fill  # noqa: E402
 from lib.config.resolve import Resolver, RunSpec  # noqa: E402
-from lib.config.streams import stream_seed  # noqa: E402
 from lib.matrix.config import MatrixConfig  # noqa: E402
 from lib.run import directory, provenance  # noqa: E402
 from lib.run.process import end_with_runner  # noqa: E402
-
-
-@dataclass(frozen=True)
-class StartConfig:
-    """Where the weights come from."""
-
-    init_from: str = sym("GPT2_INIT_FROM")
 
 
 def main() -> int:
@@ -98,6 +88,7 @@ def run(spec: RunSpec, base: Path) -> int:
 def compose(spec: RunSpec, base: Path, path: Path, config: TrainConfig) -> int:
     """Data, model, mechanism, trainer: one process's part of a run."""
     from gpt2 import count, ra_patch, size
+    from gpt2.build import build
     from lib.data.config import DataConfig
     from lib.data.prepare import prepare
     from lib.train import device, distributed
@@ -106,10 +97,10 @@ def compose(spec: RunSpec, base: Path, path: Path, config: TrainConfig) -> int:
 
     dataset = prepare(fill(DataConfig, spec.values), base)
     values, vocabulary = spec.values, dataset.vocab_size
-    size.refuse_absurd(values, vocabulary)
-    model = build(spec, base, vocabulary)
+    model = build(values, spec.seed, vocabulary, base)
     cost = count.cost(model, values)
-    row = size.memory_bytes(values, vocabulary, 1) - size.memory_bytes(values, vocabulary, 0)
+    width = 2 if config.precision == "bf16" else 4
+    row = size.memory_bytes(values, vocabulary, 1, width) - size.memory_bytes(values, vocabulary, 0, width)
     hooks = Hooks(
         block_size=model.config.block_size,
         flops_per_token=cost.flops_per_token,
@@ -128,26 +119,6 @@ def compose(spec: RunSpec, base: Path, path: Path, config: TrainConfig) -> int:
     finally:
         run.close()
     return 0
-
-
-def build(spec: RunSpec, base: Path, vocabulary: int) -> GPT2:
-    """Vanilla weights from the init stream or a pretrained model, then the mechanism with a stream of its own."""
-    import torch
-
-    from gpt2 import ra_patch, size
-    from gpt2.model import GPT2
-
-    def generator(stream: str) -> torch.Generator:
-        return torch.Generator().manual_seed(stream_seed(seed, stream))
-
-    values, seed = spec.values, ra_patch.run_seed(spec.seed, spec.values)
-    config, start = size.config_of(values, vocabulary), fill(StartConfig, values).init_from
-    if start:
-        model = GPT2.from_pretrained(str(base / start) if (base / start).is_dir() else start, config)
-    else:
-        model = GPT2(config, generator=generator("init"))
-    ra_patch.patch_model(model, values, generator("mechanism"))
-    return model
 
 
 if __name__ == "__main__":

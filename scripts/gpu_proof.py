@@ -1,4 +1,4 @@
-"""Proof that the GPU path lives: the tests, then arms at 124M, compiled, bf16; tokens/s, MFU, memory and ratios as JSON.
+"""Proof that the GPU path lives: the tests, then arms at 124M, compiled, bf16; tokens/s, MFU, memory, ratios as JSON.
 
 python scripts/gpu_proof.py --out docs/benchmarks --ranks gpt2.tiktoken --seconds 120 --steps "V0 V1"
 """
@@ -49,7 +49,7 @@ def main() -> int:
     worst = 0
     if not given.skip_tests:
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-m", "not slow", "tests/gpu", "tests/equivalence", "tests/test_ra.py", "-q"],
+            [sys.executable, "-m", "pytest", "-q", "tests/gpu", "tests/equivalence", "tests/test_ra.py"],
             cwd=ROOT, capture_output=True, text=True,
         )  # fmt: skip
         (given.out / "tests.log").write_text(done.stdout + done.stderr)

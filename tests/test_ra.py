@@ -1,4 +1,4 @@
-"""ra.py's two modules on their own: sizes, parameters, gates, starts from pretrained weights. The laws are in equivalence/."""
+"""ra.py's two modules on their own: sizes, parameters, gates, pretrained starts. The identities are in equivalence/."""
 
 import copy
 import math
@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from lib.optimizers.build import spared
 from ra import ReciprocalMLP, UnifiedRAttention
 
 
@@ -73,14 +74,14 @@ def test_gates_start_at_the_designed_values():
     assert (gate < 1.0).all()
 
 
-def test_gates_and_mixer_are_not_to_be_decayed():
-    """The optimiser decays what has two dimensions and does not ask to be left out."""
+@pytest.mark.parametrize("copied", [False, True])
+def test_gates_and_mixer_are_not_decayed(copied):
     attention = UnifiedRAttention(32, 4, use_self_restart=True)
     mlp = ReciprocalMLP(8, R_ff=4, use_mixer=True, use_gates=True)
-    for module in (attention, mlp):
-        decayed = {n for n, p in module.named_parameters() if p.dim() >= 2 and not getattr(p, "no_weight_decay", False)}
-        assert decayed == {n for n, _ in module.named_parameters() if n.startswith("c_") and n.endswith("weight")}
-    assert copy.deepcopy(mlp).mixer.no_weight_decay
+    for module in copy.deepcopy([attention, mlp]) if copied else [attention, mlp]:
+        without = spared(module)
+        decayed = {n for n, p in module.named_parameters() if p not in without}
+        assert decayed == {"c_attn.weight", "c_fc.weight", "c_proj.weight"} & dict(module.named_parameters()).keys()
 
 
 def test_frozen_gates_get_no_gradient():

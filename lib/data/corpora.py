@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -43,7 +44,7 @@ def corpus_of(config: DataConfig, base: Path) -> Corpus:
         return _synthetic(config)
     if config.path:
         path = base / Path(config.path).expanduser()
-        if not path.exists():
+        if not os.path.exists(path):  # where Path.exists raises, this says no
             raise DataError(f"{path}: no such file or folder (GPT2_DATA_PATH)")
         reader = {"textfile": _textfile, "textdir": _textdir}.get(name)
         return reader(path) if reader else _local_copy(name, path)
@@ -78,7 +79,8 @@ def _pystdlib() -> Corpus:
 
 def _python_source(path: Path) -> Iterator[Piece]:
     try:
-        yield path.read_bytes().decode(), True
+        with files.reading(path):
+            yield path.read_bytes().decode(), True
     except UnicodeDecodeError:  # declares an encoding of its own; the corpus must work everywhere
         return
 

@@ -1,7 +1,11 @@
-"""A bound on waiting for libraries that set none: the call runs in a thread that is left behind when it is late."""
+"""A bound on waiting for libraries that set none, and their errors in a few words.
+
+The call runs in a thread that is left behind when it is late.
+"""
 
 from __future__ import annotations
 
+import textwrap
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -28,3 +32,8 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     if not results:
         raise TimeoutError(f"no answer within {seconds:g} s")
     return results[0]
+
+
+def in_short(error: Exception) -> str:
+    """The error's kind and the beginning of its message, on one line."""
+    return textwrap.shorten(f"{type(error).__name__}: {error}".rstrip(": "), 110, placeholder=" ...")

@@ -42,7 +42,7 @@ def read(path: Path) -> Iterator[Piece]:
 def read_text(path: Path) -> Iterator[Piece]:
     """A UTF-8 text file; each line `<|endoftext|>` ends a document and belongs to none."""
     decoder = _Decoder(path)
-    with _reading(path), _open(path) as file:
+    with reading(path), _open(path) as file:
         for lines, begins_line in _whole_lines(file):
             start = 0
             for match in _SEPARATOR_LINE.finditer(lines):
@@ -91,7 +91,7 @@ class _Decoder:
 
 
 def _read_json_lines(path: Path) -> Iterator[Piece]:
-    with _reading(path), _open(path) as file:
+    with reading(path), _open(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -108,7 +108,7 @@ def _read_parquet(path: Path) -> Iterator[Piece]:
     import pyarrow
     import pyarrow.parquet
 
-    with _reading(path):
+    with reading(path):
         try:
             file = pyarrow.parquet.ParquetFile(path)
             names = file.schema_arrow.names
@@ -123,7 +123,8 @@ def _read_parquet(path: Path) -> Iterator[Piece]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
+    """Turns what reading `path` raises into a DataError that names it."""
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -143,7 +144,7 @@ def _first_line(error: BaseException) -> str:
 def walk(folder: Path, without: Collection[str] = ()) -> list[Path]:
     """Every regular file under `folder`, ordered by path; no hidden files and folders, none in folders `without`."""
     found: list[Path] = []
-    with _reading(folder):
+    with reading(folder):
         for top, folders, names in os.walk(folder, onerror=_raise):
             folders[:] = [name for name in folders if not name.startswith(".") and name not in without]
             found += [Path(top, name) for name in names if not name.startswith(".")]
@@ -156,7 +157,7 @@ def _raise(error: OSError) -> None:
 
 def is_binary(path: Path) -> bool:
     """Whether a NUL byte is near the beginning: then this is no text at all."""
-    with _reading(path), _open(path) as file:
+    with reading(path), _open(path) as file:
         return b"\0" in file.read(_SNIFF)
 
 
@@ -174,7 +175,7 @@ def state_of(files: Sequence[Path], root: Path) -> dict[str, Any]:
     """What tells whether `files` are still the same: by content, or above 256 MB by names, sizes and times."""
     sizes = []
     for path in files:
-        with _reading(path):
+        with reading(path):
             sizes.append(path.stat())
     total = sum(stat.st_size for stat in sizes)
     digest = hashlib.sha256()
@@ -184,6 +185,6 @@ def state_of(files: Sequence[Path], root: Path) -> dict[str, Any]:
         if total > HASHED_BYTES:
             digest.update(f"{stat.st_mtime_ns}\0".encode())
         else:
-            with _reading(path):
+            with reading(path):
                 digest.update(path.read_bytes())
     return {"files": len(files), "bytes": total, "sha256": digest.hexdigest()}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lib.config.errors import DataError
-from lib.data.deadline import within
+from lib.data.deadline import in_short, within
 from lib.data.files import Piece
 
 ANSWER_SECONDS = 5.0  # for a sign of life
@@ -58,9 +58,8 @@ def stream(name: str) -> Iterator[Piece]:
             for row in rows:
                 yield row["text"], True
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise DataError(
-            f"{name}: {home.repository} on the hub cannot be read ({reason}); "
+            f"{name}: {home.repository} on the hub cannot be read ({in_short(error)}); "
             "give a local copy: GPT2_DATA_PATH=a text file, or a folder of parquet or JSON-lines files"
         ) from None
 

@@ -75,15 +75,15 @@ class Meter:
 
 
 def groups(pieces: Iterable[Piece]) -> Iterator[list[Part]]:
-    """Pieces regrouped into parts that encode independently, about GROUP characters together."""
+    """Pieces regrouped into parts that encode independently, if possible at most GROUP characters together."""
     group: list[Part] = []
     size = 0
     for part in _parts(pieces):
-        group.append(part)
-        size += len(part[1])
-        if size >= GROUP:
+        if group and size + len(part[1]) > GROUP:
             yield group
             group, size = [], 0
+        group.append(part)
+        size += len(part[1])
     if group:
         yield group
 

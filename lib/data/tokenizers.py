@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from lib.config.errors import DataError
 from lib.data.config import BYTES_VOCAB, GPT2_VOCAB
-from lib.data.deadline import within
+from lib.data.deadline import in_short, within
 from lib.data.files import SEPARATOR
 
 # sha256 of GPT-2's ranks as lines `base64(token) rank`; tiktoken's own check of its two download files amounts to this.
@@ -117,9 +117,8 @@ def _fetched_ranks() -> dict[bytes, int]:
     try:
         return dict(within(DOWNLOAD_SECONDS, lambda: tiktoken.get_encoding("gpt2"))._mergeable_ranks)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise DataError(
-            f"GPT-2's ranks cannot be fetched ({reason}); give their file with GPT2_BPE_RANKS=gpt2.tiktoken, "
+            f"GPT-2's ranks cannot be fetched ({in_short(error)}); give their file with GPT2_BPE_RANKS=gpt2.tiktoken, "
             "or set GPT2_TOKENIZER=bytes or trained"
         ) from None
 

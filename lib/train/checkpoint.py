@@ -56,10 +56,10 @@ def read_state(folder: Path) -> dict[str, Any]:
     return dict(state)
 
 
-def refuse_changes(folder: Path, state: Mapping[str, Any], now: Mapping[str, Any], model: nn.Module) -> list[str]:
-    """What else changed, in words, after refusing what must not: data, vocabulary, model shapes, settings.
+def refuse_changes(folder: Path, state: Mapping[str, Any], now: Mapping[str, Any], model: nn.Module) -> None:
+    """Raise DataError or ConfigError naming the first thing that must not have changed and has.
 
-    Raises DataError or ConfigError naming the first difference.
+    The data, the vocabulary, the model's shapes, the settings.
     """
     for key, meaning in (("data_fingerprint", "the tokens"), ("vocab_size", "the vocabulary")):
         if state[key] != now[key]:
@@ -81,7 +81,11 @@ def refuse_changes(folder: Path, state: Mapping[str, Any], now: Mapping[str, Any
             f"{folder}: this checkpoint belongs to spec {state['spec_hash']}, the run is {now['spec_hash']}; "
             "restore the settings or train into another output folder"
         )
-    return [f"{key} was {state[key]}, is {now[key]}" for key in EXACT if state.get(key) != now[key]]
+
+
+def changes(state: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What else is not as it was, in words: it may change, at the cost of the last bits."""
+    return [f"{key} was {state.get(key)}, is {now[key]}" for key in EXACT if state.get(key) != now[key]]
 
 
 def restore(folder: Path, state: Mapping[str, Any], model: nn.Module, optimizers: Optimizers) -> None:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 
 from lib.config.budget import Budget
 
-# In the first steps of a time budget and in its last, each step is waited for: a GPU lies some steps behind the host that
-# feeds it, and the run may overshoot by one step at most.
+# In the first steps of a time budget and in its last, each step is waited for: a GPU lies some steps behind the host
+# that feeds it, and the run may overshoot by one step at most.
 FIRST_STEPS = 2
 NEAR_STEPS = 8
 # A process's first step under a time budget has no measured predecessor: it is taken for this share of the budget.

@@ -1,7 +1,7 @@
 """How many processes a run gets, and starting them on this machine.
 
-The launcher keeps the meeting point (a TCPStore on a port of its own, so no port can be taken meanwhile), passes signals
-on, ends the others when one rank fails, and leaves with the exit code that says why. torchrun may stand in its place.
+The launcher keeps the meeting point (a TCPStore on a port of its own: none can be taken meanwhile), passes signals on,
+ends the others when one rank fails, and leaves with the exit code that says why. torchrun may stand in its place.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from types import FrameType
 from typing import IO
 
 import torch
-from torch.distributed import TCPStore
+import torch.distributed as dist
 
 from lib.config.errors import ConfigError
 from lib.train.distributed import LAUNCHER, is_launched
@@ -68,7 +68,7 @@ class Ranks:
         self._asked = 0
         self._before = {number: signal.signal(number, self._pass_on) for number in asking()}
         self._ranks: list[subprocess.Popen[bytes]] = []
-        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
         shared = {
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(self._store.port),

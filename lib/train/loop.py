@@ -18,6 +18,7 @@ from lib.train import distributed
 from lib.train.config import Hooks, TrainConfig
 from lib.train.session import Session
 from lib.train.signals import StopSignal, interrupted
+from lib.train.summary import finish
 
 
 def train(
@@ -52,9 +53,12 @@ def train(
     except torch.OutOfMemoryError as error:
         raise _record(run, world, out_of_memory(error, config)) from error
     except RunError as error:
-        raise _record(run, world, error) from error
+        raise _record(run, world, error) from error.__cause__
     except UserError:
         failed = False
+        raise
+    except Exception as error:  # a mistake in the code: recorded too, or the run would look as if it had only stopped
+        _record(run, world, RunError(f"{type(error).__name__}: {error}"))
         raise
     finally:
         world.leave(at_once=failed)
@@ -68,11 +72,11 @@ def loop(session: Session, stop: StopSignal) -> dict[str, Any]:
         session.couple()
         if signal:
             session.save()
-            raise interrupted(signal, session.step)
+            raise interrupted(signal, session.at.step)
         if session.evaluation_due():
             session.evaluate(stop)  # gives up when a signal arrives; it is then still due
             continue
-        if session.clock.is_spent(session.step):
+        if session.is_spent():
             break
         if session.checkpoint_due():
             session.save()
@@ -80,7 +84,7 @@ def loop(session: Session, stop: StopSignal) -> dict[str, Any]:
         if session.log_due():
             session.log()
     session.save()
-    return session.finish()
+    return finish(session)
 
 
 def out_of_memory(error: torch.OutOfMemoryError, config: TrainConfig) -> RunError:

@@ -62,7 +62,7 @@ class WandbSink:
 
 
 class TensorBoardSink:
-    """TensorBoard event files under <run>/tensorboard, written by TensorBoard's own writer: torch's would need torch."""
+    """TensorBoard event files under <run>/tensorboard, by TensorBoard's own writer: torch's would need torch."""
 
     def __init__(self, settings: Row) -> None:
         from tensorboard.compat.proto.event_pb2 import Event

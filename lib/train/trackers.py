@@ -37,44 +37,39 @@ class Tracker:
         self._kind, self._note = kind, note
         self._waiting = bytearray()
         # -P: its folder, where modules have everyday names, stays off the path. A session of its own: no Ctrl-C.
-        self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
+        theirs, self._pipe = os.pipe()
+        os.set_blocking(self._pipe, False)
+        with contextlib.suppress(OSError, AttributeError):
+            fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self._process = subprocess.Popen(
             [sys.executable, "-P", str(PROGRAM), kind],
-            stdin=subprocess.PIPE,
+            stdin=theirs,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            bufsize=0,
             start_new_session=True,
         )
-        assert self._process.stdin is not None
-        os.set_blocking(self._process.stdin.fileno(), False)
-        with contextlib.suppress(OSError, AttributeError):
-            fcntl.fcntl(self._process.stdin, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        os.close(theirs)
+        self._open = True
         self.log(settings)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Hand a row over without waiting; dropped when the tracker is gone or far behind."""
-        if self._process and len(self._waiting) < WAITING_BYTES:
+        if self._open and len(self._waiting) < WAITING_BYTES:
             self._waiting += (json.dumps(finite(row), allow_nan=False) + "\n").encode()
             self._push()
 
     def finish(self, deadline: float) -> None:
         """Hand over what is left and close; wait until `deadline` (monotonic) at most."""
-        while self._process and self._waiting:
+        while self._open and self._waiting and (left := deadline - time.monotonic()) > 0:
+            select.select([], [self._pipe], [], left)
             self._push()
-            left = deadline - time.monotonic()
-            if left <= 0 or not self._process:
-                break
-            select.select([], [self._process.stdin], [], left)
-        if self._process:
-            self._end(max(0.0, deadline - time.monotonic()))
+        self._end(max(0.0, deadline - time.monotonic()))
 
     def _push(self) -> None:
         """Write what the pipe takes."""
-        assert self._process is not None
-        assert self._process.stdin is not None
         try:
             while self._waiting:
-                written = os.write(self._process.stdin.fileno(), self._waiting)
+                written = os.write(self._pipe, self._waiting)
                 del self._waiting[:written]
         except BlockingIOError:
             return
@@ -83,20 +78,17 @@ class Tracker:
 
     def _end(self, patience: float) -> None:
         """Close the pipe, wait for the process, repeat what it complained of."""
-        process, self._process = self._process, None
-        assert process is not None
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with contextlib.suppress(OSError):
-            process.stdin.close()
+        if not self._open:
+            return
+        self._open = False
+        os.close(self._pipe)
         try:
-            process.wait(patience)
+            said, _ = self._process.communicate(timeout=patience)
         except subprocess.TimeoutExpired:
             return
-        said = process.stdout.read(400).decode(errors="replace").strip()
-        if process.returncode:
-            said = said or f"its process ended with {process.returncode}"
-            self._note(f"{self._kind} is off: {said}; metrics.jsonl has everything")
+        if self._process.returncode:
+            why = said[:400].decode(errors="replace").strip() or f"its process ended with {self._process.returncode}"
+            self._note(f"{self._kind} is off: {why}; metrics.jsonl has everything")
 
 
 class Trackers:

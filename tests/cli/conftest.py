@@ -19,9 +19,9 @@ class Commands:
         prefix = Path(sys.executable).parent
         return {**kept, "VIRTUAL_ENV": str(prefix.parent), "PATH": f"{prefix}:{kept['PATH']}", **changes}
 
-    def make(self, *words: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    def make(self, *words: str, timeout: int = 300, **changes: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["make", *words], cwd=ROOT, env=self.environment(**changes), capture_output=True, text=True, timeout=300
+            ["make", *words], cwd=ROOT, env=self.environment(**changes), capture_output=True, text=True, timeout=timeout
         )
 
     def start(self, *words: str, **changes: str) -> subprocess.Popen[str]:

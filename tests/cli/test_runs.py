@@ -80,7 +80,7 @@ def test_data_that_is_missing_exits_3_in_one_line_and_leaves_nothing(commands, f
 
 def test_a_dry_run_works_from_any_directory_without_a_config(commands, tmp_path):
     done = commands.train(
-        "--ra-mla-ablation-step", "V1", "--dry-run", "--n-layer", "1", "--n-embd", "24", "--tokenizer", "bytes",
+        "--ra-mla-ablation-step", "V1", "--dry-run", "--n-layer", "1", "--n-embd", "96", "--tokenizer", "bytes",
         cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -151,7 +151,7 @@ def test_ctrl_c_saves_within_a_step_and_make_continues(commands, folder):
     wait_for(lambda: jsonl.exists() and any(r.get("iter", 0) >= 60 for r in rows(folder)), process)
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == 2  # make's own code for a failed recipe
+    assert process.returncode in (2, -signal.SIGINT)  # make's own ways to end after a Ctrl-C
     assert "saves a checkpoint" in said
     assert "make continues where it stopped" in said
     assert not (results(folder) / "test_V1_adamwspam_none").exists()
@@ -163,11 +163,11 @@ def test_ctrl_c_saves_within_a_step_and_make_continues(commands, folder):
 
 @pytest.mark.slow
 def test_of_two_runners_one_works_and_the_other_says_who(commands, folder):
-    words = [f"O={folder}", *TINY, "STEPS=V0", "ITERS=600"]
+    words = [f"O={folder}", *TINY, "STEPS=V0", "ITERS=1000000"]
     first = commands.start(*words)
     wait_for(lambda: any(results(folder).glob("lock.*")), first)
     second = commands.make(*words)
     assert second.returncode == 2
     assert "is in use by make (process" in second.stderr
-    first.communicate(timeout=120)
-    assert first.returncode == 0
+    os.killpg(first.pid, signal.SIGTERM)
+    first.communicate(timeout=60)

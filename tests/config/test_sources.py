@@ -84,7 +84,7 @@ def test_an_unknown_make_variable_is_refused_with_the_nearest(resolver):
 
 
 def test_a_bad_value_in_the_environment_names_its_variable(resolver):
-    with pytest.raises(ConfigError, match="environment GPT2_MAX_TIME: .* integer"):
+    with pytest.raises(ConfigError, match=r"environment GPT2_MAX_TIME: .* integer"):
         resolver.spec(sources.variables(resolver.schema, {"GPT2_MAX_TIME": "1h"}))
 
 

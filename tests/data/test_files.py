@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pyarrow
@@ -49,11 +50,7 @@ def test_a_file_of_separators_has_no_document(tmp_path: Path, text: str) -> None
 
 @pytest.mark.parametrize("block", [1, 2, 7, 40, 1000])
 def test_the_block_size_of_reading_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    text = (
-        "früh\n<|endoftext|>\n"
-        + "ein langer Satz ohne Ende € " * 5
-        + "<|endoftext|>\n\n😀\n<|endoftext|>\nz<|endoftext|>"
-    )
+    text = "früh\n<|endoftext|>\n{}<|endoftext|>\n\n😀\n<|endoftext|>\nz<|endoftext|>".format("lange Zeile € " * 9)
     path = written(tmp_path / "a.txt", text.encode())
     whole = documents(path)
     assert len(whole) == 3
@@ -118,14 +115,7 @@ def test_unusable_parquet_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_downloaded_folder_gives_its_best_kind_of_file_with_train_first(tmp_path: Path) -> None:
-    for name in (
-        "README.md",
-        "dataset_infos.json",
-        ".git/x.parquet",
-        "data/test-0.jsonl",
-        "data/train-0.jsonl",
-        "z.txt",
-    ):
+    for name in ("README.md", "infos.json", ".git/x.parquet", "data/test-0.jsonl", "data/train-0.jsonl", "z.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
     assert [p.name for p in files.records_in(tmp_path)] == ["train-0.jsonl", "test-0.jsonl"]
@@ -139,11 +129,7 @@ def test_a_folder_without_data_is_named(tmp_path: Path) -> None:
         files.records_in(tmp_path)
 
 
-def test_the_state_follows_content_up_to_a_size_and_times_above(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import os
-
+def test_the_state_follows_content_and_for_large_files_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path / "a.txt", b"text")
     os.utime(path, ns=(1, 1))
 

@@ -14,6 +14,9 @@ from lib.optimizers.build import OptimizerConfig, build, hidden_matrices
 class Toy(nn.Module):
     """An embedding, a hidden matrix with bias, a norm, gates, a spared matrix and a tied output."""
 
+    no_weight_decay = ("mix", "absent_here")
+    absent_here = None
+
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
@@ -22,7 +25,6 @@ class Toy(nn.Module):
         self.ln = nn.LayerNorm(6)
         self.gate = nn.Parameter(torch.ones(6))
         self.mix = nn.Parameter(torch.eye(6))
-        self.mix.no_weight_decay = True
         self.lm_head = nn.Linear(6, 11, bias=False)
         self.lm_head.weight = self.wte.weight
 
