@@ -35,6 +35,9 @@ def main() -> None:
     at_once = min(space.matrix.parallel_runs, len(todo))
     print(f"\n{len(todo)} runs, {at_once} at a time: about {clock(sum(e.wall for e in found) / at_once)} of wall time")
     print(f"At {rate.tokens_per_second:,.0f} tokens/s ({rate.source}).")
+    wanted = int(values["GPT2_NGPUS"])
+    if wanted > 1 and "CPU" in rate.source:
+        print(f"No GPU is visible here; on the {wanted} that the settings name it will be another number.")
     if not windows:
         print("Without evaluation: the size of the validation split is known once the data is prepared.")
 
@@ -56,16 +59,15 @@ def measured(values: dict[str, Value]) -> Rate:
 
 def vocabulary(values: dict[str, Value]) -> int:
     """Size of the tokenizer's vocabulary, before any data is there."""
-    from lib.data.config import DataConfig
-    from lib.data.tokenizers import vocab_size_of
+    from lib.data.config import DataConfig, vocab_size_of
 
     return vocab_size_of(fill(DataConfig, values))
 
 
 def whole_split(space: Workspace, values: dict[str, Value]) -> int:
-    """Windows of the whole validation split: from prepared shards, else from the size that the settings name; 0 unknown."""
+    """Windows of the whole validation split: from prepared shards, else from the sizes in the settings; 0 unknown."""
     from lib.data.config import DataConfig
-    from lib.data.dataset import prepared
+    from lib.data.prepare import prepared
 
     found = prepared(fill(DataConfig, values), space.base)
     block = int(values["GPT2_BLOCK_SIZE"])

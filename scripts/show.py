@@ -15,17 +15,21 @@ def main() -> None:
             menu = option.menu
             print(f"\n{menu}")
         value, source = spec.values[name], spec.sources[name]
-        text = ("y" if value else "n") if isinstance(value, bool) else value
+        text = show_value(value)
         mark = " " if value == option_default(space, name) else "*"
-        print(f" {mark} {name:<26} {text!s:<24} {source:<34} {option.cls}")
+        print(f" {mark} {name:<26} {text:<24} {source:<34} {option.cls}")
     print(f"\nBudget: {spec.budget} ({spec.sources[budget_symbol(spec.budget.kind)]})")
     print(f"Fairness hash: {spec.fairness_hash[:16]}   (* differs from the default)")
     print(f"Runs: {len(specs)}")
     for each in specs:
-        changed = {k: v for k, v in each.values.items() if k in schema.options and schema.options[k].is_mechanism}
-        plain = space.resolver.step_values("V0")
-        arm = " ".join(f"{k}={v}" for k, v in changed.items() if plain.get(k) != v)
+        own = [n for n, source in each.sources.items() if source.startswith("gpt2/steps/")]
+        arm = " ".join(f"{n}={show_value(each.values[n])}" for n in own)
         print(f"  {each.name:<30} {each.spec_hash[:8]}  {arm or 'the baseline'}")
+
+
+def show_value(value: object) -> str:
+    """A value as .config would hold it, without quotes."""
+    return ("y" if value else "n") if isinstance(value, bool) else str(value)
 
 
 def option_default(space: Workspace, name: str) -> object:

@@ -24,7 +24,7 @@ Piece = tuple[str, bool]
 
 SEPARATOR = "<|endoftext|>"
 HASHED_BYTES = 256_000_000  # sources and shards up to this size are recognised by content, larger ones by size and time
-_PIECE = 1 << 20  # bytes
+_PIECE = 1 << 16  # bytes; larger blocks of varying size fragment the heap of a long preparation
 _SNIFF = 8192  # bytes looked at to tell binary files
 _SEPARATOR_LINE = re.compile(rb"^<\|endoftext\|>\r?(?:\n|\Z)", re.MULTILINE)
 _RECORDS = (".parquet", ".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
@@ -185,6 +185,6 @@ def state_of(files: Sequence[Path], root: Path) -> dict[str, Any]:
         if total > HASHED_BYTES:
             digest.update(f"{stat.st_mtime_ns}\0".encode())
         else:
-            with reading(path):
-                digest.update(path.read_bytes())
+            with reading(path), open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
     return {"files": len(files), "bytes": total, "sha256": digest.hexdigest()}

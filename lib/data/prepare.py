@@ -25,7 +25,7 @@ from lib.data.shards import Dataset
 from lib.data.tokenise import Meter, groups, token_at, write_tokens
 from lib.data.tokenizers import MIN_FREQUENCY, Bytes, GPT2Tokenizer, Tokenizer, train
 
-__all__ = ["DataConfig", "Dataset", "prepare", "vocab_size_of"]
+__all__ = ["DataConfig", "Dataset", "prepare", "prepared", "vocab_size_of"]
 
 TRAINING_BYTES = 100_000_000  # a vocabulary is trained on no more than this
 
@@ -37,10 +37,7 @@ def prepare(config: DataConfig, base: Path, report: Report = print) -> Dataset:
 
     Any number of processes may call this at once. Raises DataError, or ConfigError for a path that does not apply.
     """
-    corpus = corpus_of(config, base)
-    settings = _settings(config, corpus)
-    name = f"{corpus.name}-{_tokenizer_name(config)}"
-    folder = base / Path(config.data_dir).expanduser() / f"{name}-{shards.key_of(settings)[:12]}"
+    corpus, settings, folder = _place(config, base)
     if folder.exists():
         found = shards.open_folder(folder, settings)
         report(f"data: {folder.name}, {_counts(found)}")
@@ -49,37 +46,48 @@ def prepare(config: DataConfig, base: Path, report: Report = print) -> Dataset:
         if not folder.exists():
             report(f"tokenising {corpus.name} ({corpus.source}) into {folder}")
             with shards.new_folder(folder) as part:
-                _write(config, base, corpus, settings, name, part, report)
+                _write(config, base, corpus, settings, part, report)
     found = shards.open_folder(folder, settings)
     report(f"data: {folder.name}, {_counts(found)} of {found.bytes / 1e6:,.1f} MB text")
     return found
+
+
+def prepared(config: DataConfig, base: Path) -> Dataset | None:
+    """The dataset of `config` if its shards are there, without writing anything. Raises what prepare() raises."""
+    _, settings, folder = _place(config, base)
+    return shards.open_folder(folder, settings) if folder.exists() else None
+
+
+def _place(config: DataConfig, base: Path) -> tuple[Corpus, dict[str, Any], Path]:
+    """The corpus, all that decides its tokens, and the folder they belong into."""
+    corpus = corpus_of(config, base)
+    settings: dict[str, Any] = {
+        "corpus": corpus.name,
+        "state": corpus.state(),
+        "max_mb": config.max_mb,
+        "val_fraction": config.val_fraction,
+        # Where GPT-2's ranks come from does not matter: they are checked to be GPT-2's.
+        "tokenizer": config.tokenizer,
+    }
+    if config.tokenizer == "trained":
+        settings["training"] = [config.bpe_vocab, TRAINING_BYTES, MIN_FREQUENCY]
+    name = f"{_name(config)}-{shards.key_of(settings)[:12]}"
+    return corpus, settings, base / Path(config.data_dir).expanduser() / name
+
+
+def _name(config: DataConfig) -> str:
+    size = config.bpe_vocab if config.tokenizer == "trained" else ""
+    return f"{config.dataset}-{config.tokenizer}{size}"
 
 
 def _counts(found: Dataset) -> str:
     return f"{len(found.train):,} training and {len(found.val):,} validation tokens"
 
 
-def _tokenizer_name(config: DataConfig) -> str:
-    return f"trained{config.bpe_vocab}" if config.tokenizer == "trained" else config.tokenizer
-
-
-def _settings(config: DataConfig, corpus: Corpus) -> dict[str, Any]:
-    """All that decides the tokens. Where GPT-2's ranks come from does not: they are checked to be GPT-2's."""
-    settings: dict[str, Any] = {
-        "corpus": corpus.name,
-        "state": corpus.state(),
-        "max_mb": config.max_mb,
-        "val_fraction": config.val_fraction,
-        "tokenizer": config.tokenizer,
-    }
-    if config.tokenizer == "trained":
-        settings["training"] = [config.bpe_vocab, TRAINING_BYTES, MIN_FREQUENCY]
-    return settings
-
-
 def _write(
-    config: DataConfig, base: Path, corpus: Corpus, settings: dict[str, Any], name: str, part: Path, report: Report
+    config: DataConfig, base: Path, corpus: Corpus, settings: dict[str, Any], part: Path, report: Report
 ) -> None:
+    """Tokenise `corpus` into the folder `part`."""
     limit = config.max_mb * 1_000_000 or None
     tokenizer = _tokenizer(config, base, corpus, limit, report)
     dtype = shards.dtype_of(tokenizer.vocab_size)
@@ -101,7 +109,7 @@ def _write(
     shards.write_manifest(
         part,
         {
-            "name": name,
+            "name": _name(config),
             "settings": settings,
             "source": corpus.source,
             "bytes": meter.bytes,

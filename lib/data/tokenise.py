@@ -23,7 +23,7 @@ from lib.config.errors import DataError
 from lib.data.files import Piece
 from lib.data.tokenizers import Tokenizer, Tokens
 
-GROUP = 1 << 18  # characters that one thread encodes at a time, of one long document or of many short ones
+GROUP = 1 << 16  # characters that one thread encodes at a time, of one long document or of many short ones
 _END = b"\xff"  # marks the end of a document in the corpus hash; no UTF-8 text holds this byte
 
 _BEFORE_BLANK = re.compile(r"\S(?=[\n ])")

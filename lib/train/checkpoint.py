@@ -103,7 +103,7 @@ def export(model: nn.Module, path: Path) -> None:
     shared: dict[int, Tensor] = {}  # .cpu() of a GPU tensor copies: keep tied names tied in the file
     for name, tensor in model.state_dict(keep_vars=True).items():
         state[name] = shared.setdefault(id(tensor), state[name])
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial = path.with_name(f".{path.name}.tmp")  # one name: what a kill leaves here, the next export replaces
     try:
         # Our own handle: torch.save(path) turns a full disk into a misleading RuntimeError.
         with open(partial, "wb") as file:

@@ -88,9 +88,22 @@ class Stepper:
             self.losses[index].copy_(loss.detach())
 
     def _clip(self) -> Tensor:
+        """Clip the gradients' total norm; the norm before."""
+        grads = [p.grad for p in self._parameters if p.grad is not None]
+        norm = total_norm(grads)
         if self.grad_clip > 0:
-            return torch.nn.utils.clip_grad_norm_(self._parameters, self.grad_clip, error_if_nonfinite=False)
-        return torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+            torch._foreach_mul_(grads, (self.grad_clip / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The 2-norm of all `tensors` together, a float32 scalar on their device.
+
+    Summed in float64, so that parameters whose gradient is zero (a mechanism at s = 0) do not change how the others'
+    norms are rounded: an arm that is the baseline gets the baseline's clipping.
+    """
+    norms = torch.stack(torch._foreach_norm(list(tensors)))
+    return norms.double().square().sum().sqrt().float()
 
 
 class ForwardTimer:

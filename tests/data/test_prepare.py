@@ -16,7 +16,7 @@ from lib.config.fields import symbols_of
 from lib.data import hub, shards
 from lib.data import prepare as room
 from lib.data.config import DataConfig, vocab_size_of
-from lib.data.prepare import Dataset, prepare
+from lib.data.prepare import Dataset, prepare, prepared
 
 Make = Callable[..., DataConfig]
 WORDS = "".join(f"line {i} of a small text, with ümlauts\n" for i in range(400))
@@ -198,6 +198,16 @@ def test_the_second_start_reads_what_the_first_wrote(
     second = prepare(made, tmp_path, quiet)
     assert second.fingerprint == first.fingerprint
     assert np.array_equal(second.token_bytes, first.token_bytes)
+
+
+def test_prepared_is_what_is_there_and_writes_nothing(config: Make, text: Path, tmp_path: Path) -> None:
+    assert prepared(config(path=str(text)), tmp_path) is None
+    assert folders(config()) == []
+    found = prepare(config(path=str(text)), tmp_path, quiet)
+    again = prepared(config(path=str(text)), tmp_path)
+    assert again is not None
+    assert again.fingerprint == found.fingerprint
+    assert prepared(config(path=str(text), val_fraction=0.3), tmp_path) is None
 
 
 def test_a_changed_text_is_tokenised_into_a_new_folder(config: Make, text: Path, tmp_path: Path) -> None:

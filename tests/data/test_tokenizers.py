@@ -131,9 +131,7 @@ def test_without_a_connection_the_ranks_are_one_line_with_a_way_out(monkeypatch:
         raise ConnectionError("Name or service not known\nand more")
 
     monkeypatch.setattr(tiktoken, "get_encoding", fail)
-    with pytest.raises(
-        DataError, match=r"cannot be fetched \(ConnectionError: Name or service.*GPT2_BPE_RANKS"
-    ) as found:
+    with pytest.raises(DataError, match=r"cannot be fetched \(ConnectionError: Name.*GPT2_BPE_RANKS") as found:
         GPT2Tokenizer(None)
     assert found.value.exit_code == 3
     assert "\n" not in str(found.value)

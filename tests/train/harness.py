@@ -81,10 +81,10 @@ def mechanism(step: str) -> dict[str, Any]:
     return resolver().step_values(step)
 
 
-def values(step: str = "V0", **given: Any) -> dict[str, Any]:
+def values(arm: str = "V0", **given: Any) -> dict[str, Any]:
     """Resolved values; `given` as LEARNING_RATE=1e-3 or SPAM_INTERVAL=4."""
     named = {key if key in defaults() or not is_training(key) else f"GPT2_{key}": v for key, v in given.items()}
-    found = {**defaults(), **SETTINGS, **mechanism(step)}
+    found = {**defaults(), **SETTINGS, **mechanism(arm)}
     if named.get("GPT2_OPTIMIZER") == "adamwspam":
         found.update(SPAM_THETA=50.0, SPAM_INTERVAL=1000, SPAM_WARMUP=1000)
     elif named.get("GPT2_OPTIMIZER") == "muon":
@@ -106,7 +106,7 @@ def build(values: dict[str, Any], dropout: float = 0.0, layers: int = 2, width: 
 def run(
     path: Path,
     *,
-    step: str = "V0",
+    arm: str = "V0",
     budget: Budget | None = None,
     data: Corpus | None = None,
     model: torch.nn.Module | None = None,
@@ -117,7 +117,7 @@ def run(
     **settings: Any,
 ) -> dict[str, Any]:
     """Train (or continue) in `path`; the summary. On ranks other than the first the directory is only named."""
-    given = values(step, **settings)
+    given = values(arm, **settings)
     if model is None:
         model = build(given, dropout)
     told = {
@@ -127,7 +127,7 @@ def run(
         "on_progress": lambda scale: set_ra_mlp_coupling_scale(model, scale),
         "stats": lambda: gate_stats(model),
     }
-    identity = {"step": step, "optimizer": given["GPT2_OPTIMIZER"], "seed": seed, "description": "a test"}
+    identity = {"step": arm, "optimizer": given["GPT2_OPTIMIZER"], "seed": seed, "description": "a test"}
     directory = RunDirectory(path)
     if os.environ.get("RANK", "0") == "0":
         directory.open({"spec_hash": spec_hash}, {"commit": "c"})

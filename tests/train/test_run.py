@@ -20,7 +20,7 @@ GATES = {f"{g}_{s}" for g in ("unified_ra_w_std", "unified_ra_w_rec") for s in (
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "V1"
-    return path, run(path, step="V1", budget=Budget("iters", 60), LOG_INTERVAL=3, EVAL_INTERVAL=20)
+    return path, run(path, arm="V1", budget=Budget("iters", 60), LOG_INTERVAL=3, EVAL_INTERVAL=20)
 
 
 def test_a_tiny_model_learns(finished):
@@ -160,7 +160,7 @@ def test_a_split_too_short_for_one_window_is_a_data_error(tmp_path):
     from lib.config.errors import DataError
 
     few = Corpus(corpus().train, corpus().val[:10])
-    with pytest.raises(DataError, match="validation"):
+    with pytest.raises(DataError, match="10 tokens"):
         run(tmp_path / "r", data=few)
 
 
