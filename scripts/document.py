@@ -1,5 +1,7 @@
 """make docs: write docs/configuration.md from Kconfig, so that the page cannot disagree with the program."""
 
+from kconfiglib import expr_str
+
 from lib.config.schema import Option
 from scripts.workspace import ROOT, Workspace, exit_with
 
@@ -12,7 +14,6 @@ def main() -> None:
 
 def page(space: Workspace) -> str:
     """The whole page."""
-    defaults, _ = space.resolver.resolve([])
     lines = [
         "# Every setting",
         "",
@@ -31,15 +32,31 @@ def page(space: Workspace) -> str:
         if option.menu != menu:
             menu = option.menu
             lines += ["", f"## {menu}", "", "| setting | flag | default | allowed | class |", "|---|---|---|---|---|"]
-        lines.append(row(option, defaults.get(option.name)))
+        lines.append(row(option))
     return "\n".join(lines) + "\n"
 
 
-def row(option: Option, default: object) -> str:
+def row(option: Option) -> str:
     """One line of the table."""
-    text = ("y" if default else "n") if isinstance(default, bool) else "" if default in (None, "") else f"`{default}`"
-    said = f"**{option.name}**: {option.prompt}.{' ' + option.help if option.help else ''}"
-    return f"| {said} | `{option.flag}` | {text} | {option.allowed()} | {option.cls} |"
+    needs = f" Needs {unmet}." if (unmet := needed(option)) else ""
+    said = f"**{option.name}**: {option.prompt}.{' ' + option.help if option.help else ''}{needs}"
+    return f"| {said} | `{option.flag}` | {default(option)} | {option.allowed()} | {option.cls} |"
+
+
+def default(option: Option) -> str:
+    """The default as Kconfig writes it, with its conditions."""
+    always = option.item.kconfig.y
+    parts = []
+    for value, condition in option.item.orig_defaults:
+        text = value.name.removeprefix(f"{option.name}_").lower() if option.kind == "choice" else value.str_value
+        parts.append(f"`{text}`" + ("" if condition is always else f" if {expr_str(condition)}") if text else "")
+    return ", else ".join(parts) or ("`n`" if option.kind == "bool" else "")
+
+
+def needed(option: Option) -> str:
+    """What must be so for the option to exist, in Kconfig's words."""
+    condition = option.item.direct_dep
+    return "" if condition is option.item.kconfig.y else expr_str(condition)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Draw a matrix's paired differences to V0: one dot a seed, a bar for the mean, the margin of practical interest.
 
-    python -m scripts.draw_results docs/results/shakespeare.json docs/images/shakespeare.svg
-    python -m scripts.draw_results --check ...      # exit 1 when the picture is not what the numbers say
+python -m scripts.draw_results docs/results/shakespeare.json docs/images/shakespeare.svg
+python -m scripts.draw_results --check ...      # exit 1 when the picture is not what the numbers say
 """
 
 from __future__ import annotations
