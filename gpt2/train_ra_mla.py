@@ -95,7 +95,8 @@ def compose(spec: RunSpec, base: Path, path: Path, config: TrainConfig) -> int:
     from lib.train.config import Hooks
     from lib.train.loop import train
 
-    dataset = prepare(fill(DataConfig, spec.values), base)
+    report = print if distributed.rank() == 0 else (lambda said: None)
+    dataset = prepare(fill(DataConfig, spec.values), base, report)
     values, vocabulary = spec.values, dataset.vocab_size
     model = build(values, spec.seed, vocabulary, base)
     cost = count.cost(model, values)

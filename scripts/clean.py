@@ -26,6 +26,7 @@ def main() -> None:
 def leftovers(base: Path) -> list[Path]:
     """Half-written files under the folder of .config, except where a run is at work."""
     found = [*base.glob("*/.*.tmp"), *base.glob("*/test_*/.*.tmp"), *base.glob("*/test_*/checkpoints/.step-*")]
+    found += base.glob("*/.*.part")  # of a killed tokenisation
     return [p for p in found if not any(holder_of(folder) for folder in p.parents if folder.is_relative_to(base))]
 
 

@@ -24,6 +24,7 @@ from lib.data.files import Piece
 from lib.data.tokenizers import Tokenizer, Tokens
 
 GROUP = 1 << 16  # characters that one thread encodes at a time, of one long document or of many short ones
+AHEAD = 8  # groups under way per thread: enough that none waits for the reader
 _END = b"\xff"  # marks the end of a document in the corpus hash; no UTF-8 text holds this byte
 
 _BEFORE_BLANK = re.compile(r"\S(?=[\n ])")
@@ -156,7 +157,7 @@ def write_tokens(
     tokens = size = 0
     marks = [(0, 0)]
     with ThreadPoolExecutor(workers, thread_name_prefix="tokenise") as pool:
-        for array, count in _in_order(pool, encode, groups(pieces), 2 * workers):
+        for array, count in _in_order(pool, encode, groups(pieces), AHEAD * workers):
             data = array.data.cast("B")
             file.write(data)
             digest.update(data)

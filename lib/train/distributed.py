@@ -57,9 +57,8 @@ class World:
         from torch.nn.parallel import DistributedDataParallel
 
         devices = [self.device.index] if self.device.type == "cuda" else None
-        wrapped = DistributedDataParallel(
-            model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        wrapped.broadcast_buffers = False  # equal on all ranks anyway; as an argument its name depends on torch's age
         wrapped.register_comm_hook(None, _sum_bucket)
         return wrapped
 
@@ -168,8 +167,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def _sum_bucket(state: None, bucket: Any) -> torch.futures.Future[Tensor]:
+def _sum_bucket(state, bucket):  # type: ignore[no-untyped-def]  # torch refuses annotations that are strings
+    """Sum one bucket of gradients over the ranks."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
-    future: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
-    return future
+    return work.get_future().then(lambda done: done.value()[0])

@@ -97,8 +97,8 @@ class Ranks:
         """Until all have ended; those that outlive a failed one by GRACE are killed."""
         failed_at = None
         try:
-            while any(rank.poll() is None for rank in self._ranks):
-                if failed_at is None and any(r.returncode not in (None, 0, *STOPPED) for r in self._ranks):
+            while None in (codes := [rank.poll() for rank in self._ranks]):
+                if failed_at is None and has_failed(codes):
                     failed_at = time.monotonic()
                 if failed_at is not None and time.monotonic() > failed_at + GRACE:
                     self._kill()
@@ -123,6 +123,11 @@ class Ranks:
         for rank in self._ranks:
             if rank.poll() is None:
                 rank.kill()
+
+
+def has_failed(codes: Sequence[int | None]) -> bool:
+    """Whether a rank has failed, so that the others wait in vain; one that was stopped leaves others to their saving."""
+    return any(code not in (None, 0, *STOPPED) for code in codes)
 
 
 def verdict(codes: Sequence[int], asked: int) -> int:

@@ -119,7 +119,7 @@ def test_reading_stays_a_few_groups_ahead_of_writing(monkeypatch: pytest.MonkeyP
 
     write_tokens(pieces(), Bytes(), "<u2", 2, io.BytesIO(), progress)
     assert written == 10_000
-    assert furthest <= 10 * (2 * 2 + 2)
+    assert furthest <= 10 * (tokenise.AHEAD * 2 + 2)
 
 
 @pytest.mark.parametrize("limit", range(9))

@@ -15,6 +15,8 @@ MIXED = {"R_ff": 24, "use_mixer": True, "use_gates": True}
 ARMS = {
     "V1": ({}, None),
     "V1F": ({"freeze_gates": True}, None),
+    "V1 on two heads, R = 7": ({"R": 7, "heads": [1, 3]}, None),
+    "V1 with one gate pair per layer": ({"R": 1, "per_head_gates": False}, None),
     "V2": ({"use_self_restart": True}, None),
     "V3": ({}, {"R_ff": 24}),
     "V4": ({}, {"R_ff": 24, "use_mixer": True}),
@@ -24,6 +26,7 @@ ARMS = {
     "V8": ({"share": "tied"}, {"R_ff": 24}),
 }
 UNTIED = [name for name in ARMS if name not in ("V7", "V8")]
+UNIT_GATES = [name for name in UNTIED if name not in ("V2", "V5", "V6")]
 
 
 def vanilla(bias=True, dropout=0.0):
@@ -82,7 +85,7 @@ def assert_same_to_the_bit(model, reference):
 
 
 @pytest.mark.parametrize("of", [{}, {"bias": False}, {"dropout": 0.1}], ids=str)
-@pytest.mark.parametrize("name", ["V1", "V1F", "V3", "V4"])
+@pytest.mark.parametrize("name", UNIT_GATES)
 def test_unit_gates_are_vanilla_to_the_bit(name, of):
     """w = 1 and M = I, which is how these arms begin, whatever s is."""
     for s in (1.0, 0.37):

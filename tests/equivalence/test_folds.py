@@ -108,6 +108,18 @@ def test_gradients_of_the_fold_are_the_oracles(options):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
+def test_restart_is_clamped_to_half():
+    """alpha outside [0, 1/2] acts as the nearer end, at any s."""
+    layer, x = randomise(UnifiedRAttention(C, H, dropout=0.0, use_self_restart=True)), inputs()
+    layer.coupling_scale.fill_(0.8)
+    with torch.no_grad():
+        layer.rwr_alpha.copy_(torch.tensor([-0.7, 0.2, 0.6, 9.0]))
+        clamped = oracle(layer, x)
+        torch.testing.assert_close(layer(x), clamped, rtol=0, atol=1e-12)
+        layer.rwr_alpha.copy_(torch.tensor([0.0, 0.2, 0.5, 0.5]))
+        torch.testing.assert_close(layer(x), clamped, rtol=0, atol=1e-12)
+
+
 def test_two_concatenations_have_no_cross_terms():
     """The inner product of [a | b] and [c | d] is a.c + b.d; [a | b].[d | c] would hold the crossed ones."""
     layer, x = randomise(UnifiedRAttention(C, H, R=4, heads=[0])), inputs()

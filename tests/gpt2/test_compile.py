@@ -61,6 +61,7 @@ def test_a_compiled_chunked_loss_is_one_graph(monkeypatch, small):
     gradient = model.wte.weight.grad.clone()
     model.zero_grad()
     eager = model(idx, idx)
+    assert "ChunkedLoss" in type(eager.grad_fn).__name__
     eager.backward()
     torch.testing.assert_close(loss, eager, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(gradient, model.wte.weight.grad, atol=1e-5, rtol=1e-4)

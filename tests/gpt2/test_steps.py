@@ -7,6 +7,9 @@ from gpt2.attention.gated import GatedAttention
 from gpt2.model import GPT2, MLP, CausalSelfAttention
 from gpt2.ra_patch import patch_model
 from gpt2.size import config_of
+from lib.config.fields import fill
+from lib.optimizers.build import OptimizerConfig, spared
+from lib.optimizers.build import build as optimizers_of
 from ra import ReciprocalMLP, UnifiedRAttention
 
 RA = {"ATTENTION": "unified_ra"}
@@ -123,12 +126,17 @@ def test_new_features_of_a_matched_mlp_are_drawn_as_the_old_ones_were(small):
         assert down.std().item() == pytest.approx(0.02 / 6**0.5, rel=0.1)
 
 
+def test_weight_decay_falls_on_matrices_alone_in_every_step(small, steps):
+    for step in steps:
+        model = build(small(step).values)
+        names = dict(model.named_parameters())
+        decayed = {name for name, parameter in names.items() if parameter not in spared(model)}
+        assert decayed == {n for n in names if n.endswith("weight") and ".ln_" not in n and n != "ln_f.weight"}, step
+        assert not any(part in n for n in decayed for part in ("bias", "w_std", "w_rec", "alpha", "mixer")), step
+
+
 def test_the_frozen_arm_trains_as_v0_to_the_bit(small):
     """V1F, the harness's self-test: ten steps of the real optimizer with clipping leave the very weights of V0."""
-    from lib.config.fields import fill
-    from lib.optimizers.build import OptimizerConfig
-    from lib.optimizers.build import build as optimizers_of
-
     ends = []
     for step in ("V0", "V1F"):
         values = small(step, GPT2_DROPOUT="0.1").values

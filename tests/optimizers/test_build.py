@@ -78,24 +78,59 @@ def test_saving_and_loading_by_name_changes_no_bit(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), broken.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("steps", [0, 3])
 @pytest.mark.parametrize("name", ["adamw", "adamwspam", "muon"])
-def test_a_skipped_step_changes_no_weight(name: str) -> None:
+def test_a_skipped_step_changes_neither_weights_nor_state(name: str, steps: int) -> None:
     model = Toy()
     built = build(model, config(name))
-    train(model, built, 0, 3)
+    train(model, built, 0, steps)
     before = copy.deepcopy(model.state_dict())
     state = {k: v.clone() for k, v in built.tensors().items()}
     for p in model.parameters():
         p.grad = torch.full_like(p, math.nan)
     built.step(skip=torch.ones(1))
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
-    assert all(torch.equal(state[k], v) for k, v in built.tensors().items())
+    # The state that the very first step begins is zero.
+    assert all(torch.equal(state.get(k, torch.zeros_like(v)), v) for k, v in built.tensors().items())
 
 
-def test_state_of_another_model_is_refused() -> None:
+@pytest.mark.parametrize("name", ["adamw", "adamwspam", "muon"])
+def test_state_is_named_after_parameter_and_moment(name: str) -> None:
+    model = Toy()
+    built = build(model, config(name))
+    assert built.tensors() == {}
+    train(model, built, 0, 1)
+    adam, muon = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
+    expected = {
+        f"{parameter}.{moment}"
+        for parameter, _ in model.named_parameters()
+        for moment in (muon if name == "muon" and parameter == "fc.weight" else adam)
+    }
+    assert set(built.tensors()) == expected
+
+
+def test_state_of_another_model_or_optimizer_is_refused() -> None:
     built = build(Toy(), config("adamw"))
+    for strange in (
+        {"other.weight.step": torch.zeros(())},
+        {"fc.weight.exp_avg": torch.zeros(6, 7)},
+    ):
+        with pytest.raises(RunError, match="another model"):
+            built.load(strange, built.counters())
     with pytest.raises(RunError, match="another model"):
-        built.load({"other.weight.step": torch.zeros(())}, built.counters())
+        built.load({}, build(Toy(), config("muon")).counters())
+
+
+def test_loading_no_state_begins_afresh() -> None:
+    fresh, used = Toy(), Toy()
+    optimizers = build(used, config("adamwspam"))
+    counters = optimizers.counters()
+    train(used, optimizers, 0, 3)
+    used.load_state_dict(fresh.state_dict())
+    optimizers.load({}, counters)
+    train(used, optimizers, 3, 9)
+    train(fresh, build(fresh, config("adamwspam")), 3, 9)
+    assert all(torch.equal(a, b) for a, b in zip(used.parameters(), fresh.parameters(), strict=True))
 
 
 def test_an_unknown_optimizer_is_named() -> None:
