@@ -4,7 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from lib.run.lock import holder_of
+from lib.run.lock import holder_of, process_began
 from scripts.workspace import ROOT, Workspace, exit_with
 
 CACHES = (".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", ".import_linter_cache", "build")
@@ -26,7 +26,8 @@ def main() -> None:
 def leftovers(base: Path) -> list[Path]:
     """Half-written files under the folder of .config, except where a run is at work."""
     found = [*base.glob("*/.*.tmp"), *base.glob("*/test_*/.*.tmp"), *base.glob("*/test_*/checkpoints/.step-*")]
-    found += base.glob("*/.*.part")  # of a killed tokenisation
+    # A tokenisation in the making carries its process's number: .NAME.PID-RANDOM.part
+    found += [p for p in base.glob("*/.*.part") if not process_began(int(p.name.split(".")[-2].split("-")[0]))]
     return [p for p in found if not any(holder_of(folder) for folder in p.parents if folder.is_relative_to(base))]
 
 

@@ -1,5 +1,6 @@
 """The commands as a user types them: exit codes, one-line errors, and how fast they answer."""
 
+import os
 import subprocess
 import sys
 import time
@@ -134,3 +135,14 @@ def test_configuration_page_is_what_kconfig_says():
     from scripts.workspace import Workspace
 
     assert document.page(Workspace()) == (ROOT / "docs" / "configuration.md").read_text()
+
+
+def test_clean_removes_leftovers_but_neither_results_nor_what_is_in_the_making(commands, folder):
+    run = folder / "test_matrix_results_ra" / "test_V0_adamwspam_none"
+    dead, alive = (folder / "data" / f".text-bytes-1.{pid}-ab12.part" for pid in (2**22 + 1, os.getpid()))
+    half, result = run / "checkpoints" / ".step-00000001.7.tmp", run / "metrics.json"
+    for path in (dead, alive, half):
+        path.mkdir(parents=True)
+    result.write_text("{}")
+    assert commands.make("mrproper", f"O={folder}").returncode == 0
+    assert [p.exists() for p in (dead, alive, half, result, folder / ".config")] == [False, True, False, True, False]
