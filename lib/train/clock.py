@@ -70,10 +70,10 @@ class Clock:
                 self._settle()
         return self.seconds
 
-    def progress(self, step: int) -> float:
-        """Share of the budget spent before `step`, in [0, 1]."""
+    def progress(self, step: int, seconds: float | None = None) -> float:
+        """Share of the budget spent before `step`, in [0, 1]; after counted `seconds`, or the agreed ones."""
         if self.total_steps is None:
-            return min(1.0, self.agreed / self.budget.amount)
+            return min(1.0, (self.agreed if seconds is None else seconds) / self.budget.amount)
         return min(1.0, step / self.total_steps)
 
     def ahead(self, step: int) -> float:

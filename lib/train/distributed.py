@@ -1,8 +1,7 @@
 """One process or many: the only place that reads RANK and its relatives.
 
-Gradients are summed by DistributedDataParallel with a hook that does not divide: the loss is scaled by the number of
-micro-batches in a step wherever they run, so two ranks with one micro-batch each add the same numbers as one process
-accumulating two. Decisions (stop, time) go through a gloo group and never wait for a GPU.
+Gradients are averaged by DistributedDataParallel: two ranks with a micro-batch each add the same numbers as one process
+accumulating two (halving is exact). Decisions (stop, time) go through a gloo group and never wait for a GPU.
 """
 
 from __future__ import annotations
@@ -23,6 +22,9 @@ from lib.run.process import die_with_parent
 
 T = TypeVar("T")
 LAUNCHER = "RANKS_LAUNCHER"  # lib/train/launch.py puts its pid here for the ranks it starts
+# Process groups, kept to the end: were DistributedDataParallel's reducer the last to let go of one, it would join the
+# group's threads while holding the interpreter, which a thread may need to let go of a tensor: a deadlock at times.
+_kept: list[Any] = []
 
 
 def is_launched() -> bool:
@@ -51,7 +53,7 @@ class World:
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """`model` with gradients summed over the ranks in each backward pass; itself when alone."""
+        """`model` with gradients averaged over the ranks in each backward pass; itself when alone."""
         if self.size == 1:
             return model
         from torch.nn.parallel import DistributedDataParallel
@@ -59,7 +61,6 @@ class World:
         devices = [self.device.index] if self.device.type == "cuda" else None
         wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
         wrapped.broadcast_buffers = False  # equal on all ranks anyway; as an argument its name depends on torch's age
-        wrapped.register_comm_hook(None, _sum_bucket)
         return wrapped
 
     def agree(self, *values: float) -> list[float]:
@@ -117,6 +118,7 @@ def join(device: str, timeout: int) -> World:
     try:
         if not dist.is_initialized():
             dist.init_process_group(backend, timeout=wait, device_id=chosen if backend == "nccl" else None)
+        _kept.append(dist.group.WORLD)
         control = dist.new_group(backend="gloo", timeout=wait) if backend == "nccl" else None
     except dist.DistError as error:
         raise RunError(f"rank {rank()} of {size} cannot reach the others: {_first_line(error)}") from error
@@ -165,10 +167,3 @@ def losses_of_ranks(world: World) -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def _sum_bucket(state, bucket):  # type: ignore[no-untyped-def]  # torch refuses annotations that are strings
-    """Sum one bucket of gradients over the ranks."""
-    work = dist.all_reduce(bucket.buffer(), async_op=True)
-    assert work is not None
-    return work.get_future().then(lambda done: done.value()[0])

@@ -98,7 +98,7 @@ class Ranks:
         failed_at = None
         try:
             while None in (codes := [rank.poll() for rank in self._ranks]):
-                if failed_at is None and has_failed(codes):
+                if failed_at is None and has_failed(codes, self._asked):
                     failed_at = time.monotonic()
                 if failed_at is not None and time.monotonic() > failed_at + GRACE:
                     self._kill()
@@ -125,25 +125,29 @@ class Ranks:
                 rank.kill()
 
 
-def has_failed(codes: Sequence[int | None]) -> bool:
-    """Whether a rank has failed, so that the others wait in vain; one that was stopped leaves others to their saving."""
-    return any(code not in (None, 0, *STOPPED) for code in codes)
+def has_failed(codes: Sequence[int | None], asked: int) -> bool:
+    """Whether a rank has failed, so that the others wait in vain; one that was stopped leaves them to their saving."""
+    return any(code not in (None, 0, *STOPPED) for code in _with_early(codes, asked))
 
 
 def verdict(codes: Sequence[int], asked: int) -> int:
     """One exit code for a run whose ranks ended with `codes` after signal `asked` (0: none).
 
-    A rank that complains of settings (2) or data (3) knows more than those that lost it (1). A rank that was stopped by
-    the signal itself had not begun: interrupted like the others.
+    A rank that complains of settings (2) or data (3) knows more than those that lost it (1).
     """
-    early = {-number: 130 if number == signal.SIGINT else 75 for number in asking()} if asked else {}
-    found = {early.get(code, code) for code in codes}
+    found = _with_early(codes, asked)
     for code in (2, 3):
         if code in found:
             return code
     if found - {0, *STOPPED}:
         return 130 if asked == signal.SIGINT and -signal.SIGKILL in found else 1
     return 130 if 130 in found else 75 if 75 in found else 0
+
+
+def _with_early(codes: Sequence[int | None], asked: int) -> set[int | None]:
+    """The codes; a rank that the signal itself ended had not begun to listen: interrupted like the others."""
+    early = {-number: 130 if number == signal.SIGINT else 75 for number in asking()} if asked else {}
+    return {early.get(code, code) if code else code for code in codes}
 
 
 class Echo:

@@ -181,11 +181,12 @@ class Session:
 
     def where(self) -> dict[str, Any]:
         """The fields that every row begins with."""
+        seconds = self.clock.seconds
         return {
             "iter": self.at.step,
             "tokens": self.tokens,
-            "seconds": self.clock.seconds if self.world.is_main else self.clock.agreed,
-            "progress": self.clock.progress(self.at.step),
+            "seconds": seconds,
+            "progress": self.clock.progress(self.at.step, seconds),
         }
 
     @property

@@ -77,7 +77,7 @@ class Stepper:
     def _backward(
         self, step: int, batches: Sequence[tuple[Tensor, Tensor]], timed: bool, exchange: bool = True
     ) -> None:
-        scale = 1.0 / (self.accumulation * self.world.size)
+        scale = 1.0 / self.accumulation  # over ranks the average is taken by World.wrap
         for index, (x, y) in enumerate(batches):
             seed_dropout(self.seed, step, index * self.world.size + self.world.rank, self.world.device)
             talks = self.world.size == 1 or (exchange and index == len(batches) - 1)

@@ -52,8 +52,8 @@ def transformers_gpt2() -> Callable[..., Any]:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in model.parameters():
-                # In fp32 the logits of two correct implementations then differ by less than 1e-4.
-                scale = 0.1 if parameter.dim() == 1 else 0.3 * parameter.shape[-1] ** -0.5
+                # Features of order one: where tanh and erf GELU, say, differ by more than the tests allow.
+                scale = 0.1 if parameter.dim() == 1 else parameter.shape[0] ** -0.5
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
             for module in model.modules():
                 if isinstance(module, torch.nn.LayerNorm):

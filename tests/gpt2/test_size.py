@@ -48,9 +48,13 @@ def arm(values, device="meta"):
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_closed_forms_are_the_models_own_counts_for_every_step(small, steps, sizes):
+    compared = 0
     for step in steps:
         values = small(step, **sizes).values
-        assert size.cost(values, VOCAB) == count.count(arm(values)), step
+        if values["ATTENTION"] in size.ATTENTION and values["MLP"] in size.MLP:
+            assert size.cost(values, VOCAB) == count.count(arm(values)), step
+            compared += 1
+    assert compared >= 21
 
 
 @pytest.mark.parametrize(("step", "options"), OPTIONS, ids=str)

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from gpt2.model import GPT2, GPT2Config
 from gpt2.ra_patch import gate_stats, patch_model, set_ra_mlp_coupling_scale
 from lib.config.budget import Budget
+from lib.config.errors import Interrupted
 from lib.config.resolve import Resolver
 from lib.run.directory import RunDirectory, read_rows
 from lib.train.config import Hooks, TrainConfig
@@ -97,7 +99,8 @@ def is_training(key: str) -> bool:
 
 
 def build(values: dict[str, Any], dropout: float = 0.0, layers: int = 2, width: int = 32, seed: int = 0) -> GPT2:
-    config = GPT2Config(VOCABULARY, n_layer=layers, n_head=4, n_embd=width, block_size=BLOCK, dropout=dropout, bias=True)
+    sizes = {"n_layer": layers, "n_head": 4, "n_embd": width, "block_size": BLOCK}
+    config = GPT2Config(VOCABULARY, **sizes, dropout=dropout, bias=True)
     model = GPT2(config, generator=torch.Generator().manual_seed(seed))
     patch_model(model, values, torch.Generator().manual_seed(seed + 1))
     return model
@@ -168,6 +171,15 @@ def at_step(monkeypatch: Any, step: int, act: Any) -> None:
     monkeypatch.setattr(Stepper, "run", wrapped)
 
 
-def send(number: signal.Signals) -> Any:
+def interrupt(path: Path, monkeypatch: Any, step: int, number: int = signal.SIGTERM, **given: Any) -> Interrupted:
+    """Run until the signal comes after `step` steps; the error it ends with."""
+    with monkeypatch.context() as patch:
+        at_step(patch, step, send(number))
+        with pytest.raises(Interrupted) as caught:
+            run(path, **given)
+    return caught.value
+
+
+def send(number: int) -> Any:
     """An act: this process gets the signal."""
     return lambda: os.kill(os.getpid(), number)

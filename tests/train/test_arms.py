@@ -27,7 +27,7 @@ def test_with_frozen_gates_the_whole_run_is_the_baselines_bit_for_bit(tmp_path, 
 
 @pytest.mark.parametrize("arm", ["V1", "V2", "V3", "V4", "V6"])
 def test_while_the_coupling_is_zero_an_arm_is_the_baseline_bit_for_bit(tmp_path, arm):
-    """A coupling that grows over the whole of a long run: the first step trains at s = 0, with gates that get nothing."""
+    """The coupling grows over the whole run: the first step trains at s = 0, with gates that get no gradient."""
     given = {"RMLP_R_FF": 16, "COUPLING_WARMUP": 1.0, "EVAL_INTERVAL": 1}
     base, _ = trained(tmp_path / "V0", "V0", **given)
     coupled, _ = trained(tmp_path / arm, arm, **given)

@@ -12,12 +12,12 @@ import torch
 import torch.distributed as dist
 
 from lib.config.budget import Budget
-from lib.config.errors import ConfigError, Interrupted, RunError, UserError
+from lib.config.errors import ConfigError, RunError, UserError
 from lib.run import checkpoints
 from lib.train import launch
 from lib.train.distributed import World
 from lib.train.step import Stepper
-from tests.train.harness import ROOT, at_step, rows, run, send, untimed
+from tests.train.harness import ROOT, at_step, interrupt, rows, run, send, untimed
 
 PATIENCE = 20.0  # seconds for what takes milliseconds, before a test gives up
 
@@ -70,6 +70,7 @@ def assert_gone(path, count=2):
     assert alive == []
 
 
+ENDLESS = {"budget": ["iters", 10**6], "LOG_INTERVAL": 1000, "EVAL_INTERVAL": 10**6}
 SETTINGS = {"dropout": 0.1, "GRAD_CLIP": 0.5, "arm": "V3"}
 
 
@@ -108,12 +109,11 @@ def test_four_ranks_see_the_same_rows_as_one_process(tmp_path):
 def test_the_number_of_ranks_may_change_at_a_resume(tmp_path, monkeypatch, alone, before, after):
     path = tmp_path / "r"
     if before == 1:
-        with monkeypatch.context() as patch, pytest.raises(Interrupted):
-            at_step(patch, 5, send(signal.SIGTERM))
-            run(path, **SETTINGS)
+        interrupt(path, monkeypatch, 5, **SETTINGS)
         assert ranks(2, path, **SETTINGS) == [0, 0]
     else:
-        assert ranks(2, path, lambda rank: rank or at_step(monkeypatch, 5, send(signal.SIGTERM)), **SETTINGS) == [75] * 2
+        asked = lambda rank: rank or at_step(monkeypatch, 5, send(signal.SIGTERM))  # noqa: E731
+        assert ranks(2, path, asked, **SETTINGS) == [75, 75]
         run(path, **SETTINGS)
     summary = json.loads((path / "metrics.json").read_text())
     assert summary["weights_sha256"] == alone[0]["weights_sha256"]
@@ -152,7 +152,7 @@ def test_a_nan_on_one_rank_fails_all_and_names_the_step(tmp_path, monkeypatch, c
 
 def test_when_a_rank_is_killed_the_others_and_the_launcher_end_with_1(tmp_path):
     path = tmp_path / "r"
-    done = program(2, path, budget=["iters", 10**6], act=[1, 3, "kill me"], LOG_INTERVAL=1000, EVAL_INTERVAL=10**6)
+    done = program(2, path, act=[1, 3, "kill me"], **ENDLESS)
     assert_gone(path)
     assert done.returncode == 1
     assert "rank 0 lost another process of this run" in done.stderr
@@ -162,7 +162,7 @@ def test_when_a_rank_is_killed_the_others_and_the_launcher_end_with_1(tmp_path):
 
 def test_when_the_launcher_is_killed_no_rank_lives_on(tmp_path):
     path = tmp_path / "r"
-    done = program(2, path, budget=["iters", 10**6], act=[0, 3, "kill launcher"], LOG_INTERVAL=1000, EVAL_INTERVAL=10**6)
+    done = program(2, path, act=[0, 3, "kill launcher"], **ENDLESS)
     assert_gone(path)
     assert done.returncode == -signal.SIGKILL
 
@@ -180,8 +180,7 @@ def test_a_signal_to_the_launcher_is_a_checkpoint_and_75(tmp_path, alone):
 @pytest.mark.slow
 def test_when_a_rank_hangs_the_others_end_after_the_timeout(tmp_path):
     path = tmp_path / "r"
-    given = {"budget": ["iters", 10**6], "LOG_INTERVAL": 1000, "EVAL_INTERVAL": 10**6, "DIST_TIMEOUT": 5}
-    done = program(2, path, act=[1, 3, "stop me"], **given)
+    done = program(2, path, act=[1, 3, "stop me"], **ENDLESS, DIST_TIMEOUT=5)
     assert_gone(path)
     assert done.returncode == 1
     assert "rank 0 lost another process" in done.stderr
@@ -211,9 +210,11 @@ def test_a_rank_that_outlives_a_failed_one_is_killed(tmp_path, monkeypatch):
 
 
 def test_a_rank_that_was_stopped_first_leaves_the_others_the_time_to_save():
-    assert not launch.has_failed([75, None, None])
-    assert not launch.has_failed([130, 0, None])
-    assert launch.has_failed([None, None, -9])
+    assert not launch.has_failed([75, None, None], 0)
+    assert not launch.has_failed([130, 0, None], signal.SIGINT)
+    assert not launch.has_failed([-15, 0, None], signal.SIGTERM)
+    assert launch.has_failed([-15, 0, None], 0)
+    assert launch.has_failed([None, None, -9], signal.SIGTERM)
 
 
 @pytest.mark.parametrize(("number", "wanted"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130), ("SIGHUP", 75)])
@@ -225,17 +226,25 @@ if rank == 0:
     os.kill(os.getppid(), signal.{number})
 time.sleep(600)
 """
-    assert launch.launch(2, small(tmp_path, text)) == wanted
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as it is without nohup
+    try:
+        assert launch.launch(2, small(tmp_path, text)) == wanted
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
-def test_a_second_ctrl_c_kills_the_ranks(tmp_path):
-    text = """
-signal.signal(signal.SIGINT, lambda *_: None)
-if rank == 0:
-    os.kill(os.getppid(), signal.SIGINT)
-    signal.pause()
-    os.kill(os.getppid(), signal.SIGINT)
+def test_a_second_ctrl_c_kills_the_ranks(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "GRACE", 600.0)
+    text = f"""
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+open({str(tmp_path)!r} + f"/ready.{{rank}}", "w").close()
+while not os.path.exists({str(tmp_path)!r} + "/ready.1"):
+    pass
+for _ in range(2):
+    if rank == 0:
+        os.kill(os.getppid(), signal.SIGINT)
+    signal.sigwait([signal.SIGINT])
 while True:
     signal.pause()
 """
