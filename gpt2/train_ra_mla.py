@@ -101,12 +101,13 @@ def compose(spec: RunSpec, base: Path, path: Path, config: TrainConfig) -> int:
     model = build(values, spec.seed, vocabulary, base)
     cost = count.cost(model, values)
     width = 2 if config.precision == "bf16" else 4
-    row = size.memory_bytes(values, vocabulary, 1, width) - size.memory_bytes(values, vocabulary, 0, width)
+    on_cpu = device.is_cpu(config.machine.device)
+    empty, one = (size.memory_bytes(values, vocabulary, rows, width, on_cpu) for rows in (0, 1))
     hooks = Hooks(
         block_size=model.config.block_size,
         flops_per_token=cost.flops_per_token,
         parameters=cost.parameters,
-        memory_per_row=row,
+        memory_per_row=one - empty,
         seed=ra_patch.run_seed(spec.seed, values),
         on_progress=lambda scale: ra_patch.set_ra_mlp_coupling_scale(model, scale),
         stats=lambda: ra_patch.gate_stats(model),

@@ -1,10 +1,10 @@
 """How a room gets its settings: a small frozen dataclass whose fields name their Kconfig symbols.
 
-    @dataclass(frozen=True)
-    class ScheduleConfig:
-        warmup: float = sym("GPT2_WARMUP")
+@dataclass(frozen=True)
+class ScheduleConfig:
+    warmup: float = sym("GPT2_WARMUP")
 
-    schedule = fill(ScheduleConfig, spec.values)
+schedule = fill(ScheduleConfig, spec.values)
 """
 
 import dataclasses

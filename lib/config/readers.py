@@ -5,7 +5,7 @@ The readers are found in the sources, so that checking them imports nothing.
 
 from __future__ import annotations
 
-import re
+import ast
 from pathlib import Path
 
 from lib.config.budget import ORDER
@@ -15,18 +15,33 @@ from lib.config.schema import Schema
 
 # What resolve() itself turns into a RunSpec: the step, the seed, the budget.
 RESOLVED = {STEP_SYMBOL, SEED_SYMBOL, *(symbol for _, symbol in ORDER)}
-_FIELD = re.compile(r"""^    \w+.*(?:\bsym\(|"symbol":\s*)"(\w+)\"""", re.MULTILINE)
 
 
 def readers(root: Path) -> dict[str, list[str]]:
     """For each symbol the places (file:line) whose dataclass field it feeds."""
     found: dict[str, list[str]] = {}
     for path in sorted(p for folder in ("lib", "gpt2") for p in (root / folder).rglob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        for match in _FIELD.finditer(text):
-            line = text.count("\n", 0, match.start()) + 1
-            found.setdefault(match[1], []).append(f"{path.relative_to(root)}:{line}")
+        for room in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(room, ast.ClassDef):
+                for field in room.body:
+                    symbol = _symbol(field)
+                    if symbol:
+                        found.setdefault(symbol, []).append(f"{path.relative_to(root)}:{field.lineno}")
     return found
+
+
+def _symbol(field: ast.stmt) -> str | None:
+    """What follows `= sym(`, or stands under "symbol" in a field's metadata."""
+    if not isinstance(field, ast.AnnAssign) or field.value is None:
+        return None
+    for node in ast.walk(field.value):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "sym":
+            return str(ast.literal_eval(node.args[0]))
+        if isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                if isinstance(key, ast.Constant) and key.value == "symbol":
+                    return str(ast.literal_eval(value))
+    return None
 
 
 def check_readers(schema: Schema, root: Path) -> None:

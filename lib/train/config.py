@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from lib.config.errors import ConfigError
 from lib.config.fields import Value, fill, sym
@@ -98,6 +97,3 @@ class Hooks:
     seed: int | None = None
     on_progress: Callable[[float], None] = lambda s: None
     stats: Callable[[], Mapping[str, float]] = dict
-
-
-Identity = Mapping[str, Any]

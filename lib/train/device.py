@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import os
 import re
@@ -39,13 +40,32 @@ BF16_PEAK = (
     ("RTX 3090", 71e12),
 )
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+
 
 def set_threads(threads: int, local_processes: int) -> int:
     """Fix the number of CPU threads of this process (`threads`, 0: cores / processes); the number taken."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = threads or max(1, cores // local_processes)
     torch.set_num_threads(wanted)
+    keep_freed_memory()
     return wanted
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed instead of handing it back to the kernel, which clears every page anew.
+
+    A CPU step allocates the same tensors again and again: 48.8 -> 36.6 ms for 4 layers of 128 on two cores.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest value it takes
+        mallopt(M_TRIM_THRESHOLD, 1 << 30)
+
+
+def is_cpu(device: str) -> bool:
+    """Whether a run on `device` (auto, cpu, cuda) computes on the CPU here."""
+    return device == "cpu" or not torch.cuda.is_available()
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:

@@ -10,6 +10,7 @@ import queue
 import threading
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lib.data.batches import Batches
@@ -17,6 +18,11 @@ from lib.train.distributed import World
 
 Step = list[tuple[Tensor, Tensor]]
 AHEAD = 2  # steps kept ready on a GPU machine
+
+
+def fetches_ahead(device: torch.device) -> bool:
+    """Whether a thread reads ahead; a CPU run has no core to spare, it reads where it needs."""
+    return device.type == "cuda"
 
 
 class Feed:
@@ -31,7 +37,7 @@ class Feed:
         self._ready: queue.Queue[Step | BaseException] = queue.Queue(AHEAD)
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
-        if world.device.type == "cuda":  # a CPU run has no core to spare: it fetches where it needs
+        if fetches_ahead(world.device):
             self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
             self._thread.start()
 
@@ -57,6 +63,8 @@ class Feed:
         return [self._batches.rows(step, first, self._micro_batch) for first in self._first_rows]
 
     def _work(self) -> None:
+        if self._world.device.type == "cuda":
+            torch.cuda.set_device(self._world.device)  # pinning would open a context on the first GPU
         step = self._next
         found: Step | BaseException
         while not self._closed.is_set():

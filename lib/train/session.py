@@ -15,6 +15,8 @@ from torch import nn
 from lib.config.budget import Budget
 from lib.config.errors import RunError
 from lib.optimizers.build import build
+from lib.run.directory import METRICS
+from lib.run.files import sync_file
 from lib.train import checkpoint, device, engine, trackers
 from lib.train.clock import Clock
 from lib.train.config import Hooks, TrainConfig
@@ -237,6 +239,8 @@ class Session:
                 if self.world.is_main:
                     with self.run.new_checkpoint(self.at.step) as folder:
                         checkpoint.write(Path(folder), self.model, self.optimizers, self._state())
+                        if (rows := Path(self.run.path) / METRICS).exists():
+                            sync_file(rows)  # a checkpoint never outlives the rows before it
                     self.run.keep(self.config.keep_checkpoints)
                 self.world.agree(0.0)
             self.saved, self.saved_at = now, time.monotonic()

@@ -54,7 +54,7 @@ class Corpus:
     train: Any
     val: Any
     vocab_size: int = VOCABULARY
-    token_bytes: Any = field(default_factory=lambda: np.arange(VOCABULARY) % 4)
+    token_bytes: Any = field(default_factory=lambda: np.arange(VOCABULARY) ** 2 % 13)
 
     @property
     def fingerprint(self) -> str:

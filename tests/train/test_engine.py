@@ -1,5 +1,6 @@
 """Compilation: paid for before the clock, switched off with one note where it cannot be, exact when it is on."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,8 +9,10 @@ import pytest
 import torch
 
 from lib.config.budget import Budget
+from lib.config.errors import RunError
 from lib.train import device, engine
 from lib.train.evaluation import Evaluator
+from lib.train.session import Session
 from tests.train.harness import ROOT, interrupt, rows, run, untimed
 
 CPU = torch.device("cpu")
@@ -66,8 +69,6 @@ def test_one_that_fails_only_in_evaluation_is_off_for_all(tmp_path, monkeypatch)
 
 
 def test_running_out_of_memory_in_compilation_is_no_reason_to_go_on_without(tmp_path, monkeypatch):
-    from lib.config.errors import RunError
-
     def full(model, **more):
         def forward(*given, **options):
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -132,8 +133,7 @@ def test_what_a_gpu_needs_to_compile(tmp_path, monkeypatch):
 
 
 EAGER = """
-import sys, types
-import numpy as np, torch
+import sys
 from lib.config.budget import Budget
 from lib.run.directory import RunDirectory
 from lib.train.config import Hooks, TrainConfig
@@ -163,22 +163,20 @@ def test_an_eager_run_imports_neither_compiler_nor_trackers(tmp_path):
 # -- with a compiler -------------------------------------------------------------------------------------------------
 
 
+GIVEN = {"arm": "V3", "dropout": 0.1, "COMPILE": True}
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
     path = tmp_path_factory.mktemp("compiled") / "r"
     torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    summary = run(path, arm="V3", dropout=0.1, COMPILE=True)
-    return path, summary, dict(torch._dynamo.utils.counters["stats"]), dict(torch._dynamo.utils.counters["recompiles"])
-
-
-GIVEN = {"arm": "V3", "dropout": 0.1, "COMPILE": True}
+    return path, run(path, **GIVEN)
 
 
 @pytest.mark.slow
 @needs_compiler
 def test_a_compiled_run_learns_like_an_eager_one(tmp_path, compiled):
-    path, summary, _, _ = compiled
+    path, summary = compiled
     assert summary["compiled"] is True
     assert summary["compile_seconds"] > summary["seconds"]  # the clock did not see it
     assert notes(path) == []
@@ -191,8 +189,6 @@ def test_a_compiled_run_learns_like_an_eager_one(tmp_path, compiled):
 @needs_compiler
 def test_nothing_is_compiled_once_the_clock_runs(tmp_path, monkeypatch):
     """Changing couplings, dropout seeds, micro-batches and evaluations: two graphs, both from the rehearsal."""
-    from lib.train.session import Session
-
     torch._dynamo.reset()
     counted = []
     begin = Session.begin
@@ -211,7 +207,7 @@ def test_nothing_is_compiled_once_the_clock_runs(tmp_path, monkeypatch):
 @pytest.mark.slow
 @needs_compiler
 def test_a_compiled_run_resumes_bit_for_bit(tmp_path, monkeypatch, compiled):
-    path, summary, _, _ = compiled
+    path, summary = compiled
     interrupt(tmp_path / "r", monkeypatch, 5, **GIVEN)
     again = run(tmp_path / "r", **GIVEN)
     assert again["weights_sha256"] == summary["weights_sha256"]
@@ -230,9 +226,7 @@ def test_a_resume_without_the_compiler_says_so(tmp_path, monkeypatch):
 @pytest.mark.slow
 @needs_compiler
 def test_two_compiled_ranks_are_one_compiled_process_bit_for_bit(tmp_path, compiled):
-    import json
-
-    path, summary, _, _ = compiled
+    path, summary = compiled
     done = subprocess.run(
         [sys.executable, "tests/train/worker.py", "2", str(tmp_path / "r"), json.dumps(GIVEN)],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=500,

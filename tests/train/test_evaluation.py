@@ -76,13 +76,13 @@ def test_the_number_of_ranks_changes_no_bit(size):
 
 
 def test_bits_per_byte_by_hand():
-    """Four windows of sixteen targets; a token weighs its number modulo four bytes."""
+    """Four windows of sixteen targets; a token weighs its number squared modulo thirteen bytes."""
     data = corpus()
     found = made(windows=4).run(never)
     bytes_, starts = 0, [i * 24 // 4 * BLOCK for i in range(4)]
     for start in starts:
         for token in data.val[start + 1 : start + 1 + BLOCK]:
-            bytes_ += int(token) % 4
+            bytes_ += int(token) ** 2 % 13
     nats = found["val_loss"] * 4 * BLOCK
     assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / bytes_)
 

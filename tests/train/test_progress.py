@@ -111,7 +111,7 @@ SPEAK = "from lib.train.progress import Terminal; import sys; t = Terminal(sys.s
 
 @pytest.mark.parametrize("end", ["closed pipe", "full disk", "no stdout"])
 def test_when_nobody_can_read_the_program_goes_on_and_ends_as_it_would(end):
-    code = SPEAK + "for n in range(1000): t.line('x' * 100)\nt.close()\nsys.exit(75)"
+    code = SPEAK + "for n in range(1000): t.line('x' * 100)\nt.close()\nprint('more')\nsys.exit(75)"
     reader, writer = os.pipe()
     os.close(reader)
     out = {"closed pipe": writer, "full disk": os.open("/dev/full", os.O_WRONLY), "no stdout": writer}[end]

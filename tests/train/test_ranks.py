@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ import torch.distributed as dist
 from lib.config.budget import Budget
 from lib.config.errors import ConfigError, RunError, UserError
 from lib.run import checkpoints
-from lib.train import launch
+from lib.train import checkpoint, launch
 from lib.train.distributed import World
+from lib.train.signals import interrupted
 from lib.train.step import Stepper
 from tests.train.harness import ROOT, at_step, interrupt, rows, run, send, untimed
 
@@ -46,12 +48,14 @@ def ranks(count, path, act=lambda rank: None, **given):
 
 
 def program(count, path, **given):
-    """The worker program with `count` ranks: its exit code and what it said."""
-    done = subprocess.run(
-        [sys.executable, "tests/train/worker.py", str(count), str(path), json.dumps(given)],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    return done
+    """The worker program with `count` ranks: its exit code and what it said, into files that an orphan may keep."""
+    command = [sys.executable, "tests/train/worker.py", str(count), str(path), json.dumps(given)]
+    out, err = path.parent / "out", path.parent / "err"
+    with open(out, "w") as stdout, open(err, "w") as stderr:
+        done = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=stdout, stderr=stderr, timeout=60
+        )
+    return subprocess.CompletedProcess(command, done.returncode, out.read_text(), err.read_text())
 
 
 def assert_gone(path, count=2):
@@ -131,6 +135,24 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path, monkeypatc
     assert (tmp_path / "said.0").read_text() == (tmp_path / "said.1").read_text()
 
 
+def test_no_rank_leaves_before_the_checkpoint_is_written(tmp_path, monkeypatch):
+    """Or a launcher that ends the others when one has left (torchrun) would end the writer."""
+
+    def note(name):
+        (tmp_path / name).write_text(str(time.monotonic_ns()))
+
+    def act(rank):
+        at_step(monkeypatch, 4, send(signal.SIGTERM))
+        if rank == 0:
+            write = checkpoint.write
+            monkeypatch.setattr(checkpoint, "write", lambda *given: (write(*given), note("written")))
+        else:
+            monkeypatch.setattr("lib.train.loop.interrupted", lambda *given: (note("left"), interrupted(*given))[1])
+
+    assert ranks(2, tmp_path / "r", act, **SETTINGS) == [75, 75]
+    assert int((tmp_path / "left").read_text()) > int((tmp_path / "written").read_text())
+
+
 @pytest.mark.parametrize("culprit", [0, 1])
 def test_a_nan_on_one_rank_fails_all_and_names_the_step(tmp_path, monkeypatch, culprit):
     def poison(rank):
@@ -175,6 +197,18 @@ def test_a_signal_to_the_launcher_is_a_checkpoint_and_75(tmp_path, alone):
     (said,) = done.stderr.splitlines()  # both ranks say it; it is shown once
     newest = checkpoints.listed(path / "checkpoints")[0].name
     assert f"SIGTERM after step {int(newest[-8:])}, checkpoint saved" in said
+
+
+@pytest.mark.slow
+def test_torchrun_may_stand_in_the_launchers_place(tmp_path, alone):
+    path = tmp_path / "r"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, "tests/train/worker.py", "2", str(path), json.dumps(SETTINGS)],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads((path / "metrics.json").read_text())["weights_sha256"] == alone[0]["weights_sha256"]
 
 
 @pytest.mark.slow
@@ -257,6 +291,11 @@ def test_what_several_ranks_say_alike_is_shown_once_and_the_rest_in_full(tmp_pat
     out, err = capfd.readouterr()
     assert out == "to 0\n"
     assert sorted(err.splitlines()) == ["a", "b", "b", "rank 0", "rank 1"]
+
+
+def test_ranks_that_say_much_are_not_held_up_when_nobody_listens(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert launch.launch(2, small(tmp_path, "sys.stderr.write('x' * 1_000_000)")) == 0
 
 
 @pytest.mark.parametrize(

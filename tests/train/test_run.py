@@ -1,13 +1,19 @@
 """A whole run: what it learns, what it writes down, what it leaves behind."""
 
+import io
 import json
 import math
+import os
+import sys
+import threading
 
 import numpy as np
 import pytest
 import torch
 
 from lib.config.budget import Budget
+from lib.config.errors import DataError
+from lib.data.batches import Batches
 from lib.run import directory
 from lib.train import checkpoint
 from tests.train.harness import BLOCK, SPEC, Corpus, build, corpus, rows, run, values
@@ -104,6 +110,16 @@ def test_training_log_holds_what_the_terminal_showed(tmp_path, capsys):
     assert "tok/s" in shown
 
 
+def test_a_stdout_that_closes_does_not_end_the_run(tmp_path, monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    assert run(tmp_path / "r")["status"] == "done"
+    assert len((tmp_path / "r" / "training.log").read_text().splitlines()) == 16
+
+
 @pytest.mark.parametrize("budget", [Budget("iters", 7), Budget("tokens", 64 * 6.5), Budget("flops", 64e3 * 6.01)])
 def test_a_budget_is_spent_in_whole_steps_rounded_up(tmp_path, budget):
     summary = run(tmp_path / "r", budget=budget)
@@ -136,16 +152,19 @@ def test_the_coupling_scale_follows_the_budget(tmp_path, warmup):
     assert told == pytest.approx(expected[warmup])
 
 
-def test_the_loss_of_a_step_is_the_mean_over_all_its_rows(tmp_path):
-    """A float64 oracle: the first step's loss from the initial weights and the rows that Batches gives."""
-    from lib.data.batches import Batches
-
-    run(tmp_path / "r", budget=Budget("iters", 1))
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+def test_loss_and_gradient_of_a_step_are_those_of_the_mean_over_all_its_rows(tmp_path, micro_batch):
+    """A float64 oracle: the first step from the initial weights and the rows that Batches gives."""
+    run(tmp_path / "r", budget=Budget("iters", 1), MICRO_BATCH=micro_batch)
     x, y = Batches(corpus().train, BLOCK, 0).rows(0, 0, 4)
     model = build(values()).double()
     logits = model(x).log_softmax(-1)
     wanted = -logits.gather(-1, y[..., None]).mean()
-    assert rows(tmp_path / "r", "log")[0]["train_loss_step"] == pytest.approx(wanted.item(), abs=1e-5)
+    wanted.backward()
+    norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()
+    (row,) = rows(tmp_path / "r", "log")
+    assert row["train_loss_step"] == pytest.approx(wanted.item(), abs=1e-5)
+    assert row["grad_norm"] == pytest.approx(norm, rel=1e-4)
 
 
 def test_batches_come_from_the_hooks_seed_when_there_is_one(tmp_path):
@@ -157,17 +176,12 @@ def test_batches_come_from_the_hooks_seed_when_there_is_one(tmp_path):
 
 
 def test_a_split_too_short_for_one_window_is_a_data_error(tmp_path):
-    from lib.config.errors import DataError
-
     few = Corpus(corpus().train, corpus().val[:10])
     with pytest.raises(DataError, match="10 tokens"):
         run(tmp_path / "r", data=few)
 
 
 def test_no_thread_and_no_file_is_left_open_by_a_run(tmp_path):
-    import os
-    import threading
-
     run(tmp_path / "warm", budget=Budget("iters", 1))
     before = (threading.active_count(), len(os.listdir("/proc/self/fd")))
     run(tmp_path / "r", budget=Budget("iters", 1))

@@ -89,7 +89,7 @@ def test_one_that_fails_is_one_note(tmp_path, monkeypatch, program, started, tex
 HANGS = {
     "and reads nothing": "import time; time.sleep(600)",
     "and ignores the end": "import sys, time; sys.stdin.read(); time.sleep(600)",
-    "and ignores signals": "import signal, time\nfor n in (1, 2, 15): signal.signal(n, signal.SIG_IGN)\ntime.sleep(600)",
+    "and ignores signals": "import signal as s, time\nfor n in (1, 2, 15): s.signal(n, s.SIG_IGN)\ntime.sleep(600)",
 }
 
 

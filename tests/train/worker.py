@@ -12,10 +12,8 @@ from unittest import mock
 
 import torch
 
-from lib.config.budget import Budget
 from lib.config.errors import exit_with
-from lib.train import distributed, launch, step
-from tests.train.harness import run
+from lib.train import launch
 
 torch.nn.Embedding.reset_parameters = lambda self: None  # on "meta" it would import torch._dynamo: seconds
 ACTS = {
@@ -31,6 +29,10 @@ def main() -> int:
     count, folder, given = int(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
     if count > 1 and not launch.is_worker():
         return launch.launch(count, sys.argv)
+    from lib.config.budget import Budget
+    from lib.train import distributed, step
+    from tests.train.harness import run
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     (folder.parent / f"pid.{distributed.rank()}").write_text(str(os.getpid()))
     rank, at, what = given.pop("act", [-1, 0, ""])
