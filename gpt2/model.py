@@ -95,15 +95,16 @@ class GPT2(nn.Module):
         """
         super().__init__()
         self.config = config
-        # Built without storage, so that torch's own initialisation, which would be thrown away, costs nothing.
+        # Built without storage, so that torch's own initialisation, which would be thrown away, costs nothing. Drawing
+        # an embedding on "meta", and to_empty(), would import torch._dynamo and sympy: a second of every start.
         with torch.device("meta"):
-            self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-            self.wpe = nn.Embedding(config.block_size, config.n_embd)
+            self.wte = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.n_embd), freeze=False)
+            self.wpe = nn.Embedding.from_pretrained(torch.empty(config.block_size, config.n_embd), freeze=False)
             self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
             self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
         if device == "meta":
             return
-        self.to_empty(device=device)
+        self._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device=device))
         if weights_of is not None:
             self.load_state_dict(weights_of.state_dict())
         else:

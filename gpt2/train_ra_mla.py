@@ -4,8 +4,9 @@
     python gpt2/train_ra_mla.py --ra-mla-ablation-step V1 --dry-run
     python gpt2/train_ra_mla.py --dataset textfile --data-path book.txt --max-iters 200
 
-Works from any directory, with or without a .config; --help lists every setting. With more than one process it starts
-itself again under torchrun. Exit codes: 0 done, 1 failed, 2 configuration, 3 data, 75 interrupted, 130 Ctrl-C.
+Works from any directory, with or without a .config; --help lists every setting. Where a run has several processes it
+starts itself once for each; torchrun may do that in its place. Exit codes: 0 done, 1 failed, 2 configuration, 3 data,
+75 interrupted, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -93,9 +94,10 @@ def compose(spec: RunSpec, base: Path, path: Path, config: TrainConfig) -> int:
     from lib.data.prepare import prepare
     from lib.train import device, distributed
     from lib.train.config import Hooks
+    from lib.train.launch import is_worker
     from lib.train.loop import train
 
-    report = print if distributed.rank() == 0 else (lambda said: None)
+    report = (lambda said: None) if is_worker() else print  # a launcher has said it
     dataset = prepare(fill(DataConfig, spec.values), base, report)
     values, vocabulary = spec.values, dataset.vocab_size
     model = build(values, spec.seed, vocabulary, base)

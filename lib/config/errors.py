@@ -51,7 +51,8 @@ def exit_with(main: Callable[[], int | None]) -> NoReturn:
     """Run a program's `main` and leave with its exit code; a UserError is one line on stderr, never a traceback."""
     try:
         code = main() or 0
-        sys.stdout.flush()
+        if sys.stdout:  # None where it was closed before we began
+            sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code

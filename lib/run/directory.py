@@ -45,6 +45,8 @@ class RunDirectory:
             raise RunError(f"cannot make {self.path}: {error.strerror or error}") from error
         self._lock = Lock(self.path, "training").take()
         checkpoints.remove_leftovers(self.path / CHECKPOINTS)
+        for half in self.path.glob(".*.tmp"):  # of a killed writer
+            half.unlink(missing_ok=True)
         known = read_json(self.path / CONFIG) or {}
         earlier = known.get("attempts", []) if known.get("spec_hash") == config["spec_hash"] else []
         write_json(self.path / CONFIG, {**config, "attempts": [*earlier, {**attempt, "number": self._lock.attempt}]})

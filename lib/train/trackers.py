@@ -36,7 +36,7 @@ class Tracker:
     def __init__(self, kind: str, settings: Mapping[str, Any], note: Note) -> None:
         self._kind, self._note = kind, note
         self._waiting = bytearray()
-        # -P: its folder, where modules have everyday names, stays off the path. A session of its own: no Ctrl-C.
+        # -P: its folder, where modules have everyday names, stays off the path. Its own session: no Ctrl-C.
         theirs, self._pipe = os.pipe()
         os.set_blocking(self._pipe, False)
         with contextlib.suppress(OSError, AttributeError):

@@ -36,8 +36,16 @@ def tty():
     def width(columns):
         fcntl.ioctl(main, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
 
+    def written():
+        """All of it, however many pieces the kernel makes of it: up to a mark."""
+        os.write(other, b"\0")
+        found = b""
+        while not found.endswith(b"\0"):
+            found += os.read(main, 1 << 16)
+        return found[:-1].decode()
+
     width(200)
-    yield stream, lambda: os.read(main, 1 << 16).decode(), width
+    yield stream, written, width
     stream.close()
     os.close(main)
 
