@@ -53,7 +53,7 @@ def picture(summary: dict[str, Any]) -> Picture:
             p.circle(at(pair["val_loss"]), y, 5, "std")
         p.text(WIDTH - RIGHT, y, f"{contrast['mean']:+.4f}", 14, at="end")
     p.text(WIDTH - RIGHT, TOP - 28, "mean", 12, "soft", at="end")
-    p.text(LEFT - 30, bottom + 48, "circle: one seed; bar: their mean", 12, "soft", at="start")
+    p.text(32, bottom + 52, "circle: one seed; bar: their mean", 12, "soft", at="start")
     return p
 
 

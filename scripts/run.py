@@ -30,7 +30,8 @@ def main() -> int:
     if code:
         print("Not everything is done: make status says what, and make continues where it stopped.")
     else:
-        print('Next: docs/quickstart.md; make SEEDS="0 1 2" for pairs that can carry a claim; make show for settings.')
+        more = "" if len(space.matrix.seed_list) > 2 else ' make SEEDS="0 1 2" for pairs that can carry a claim;'
+        print(f"Next: docs/quickstart.md;{more} make show for settings.")
     return code
 
 
