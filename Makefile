@@ -28,9 +28,11 @@ PROGRAM = $(Q)$(PY) -m scripts
 run: $(CORE) ## train what is not done; resumable, Ctrl-C is safe (default)
 	$(PROGRAM).run
 
+# Its own folder, so that an existing .config and its results are left alone; O=dir names another.
+quickstart: export CONFIG_DIR := $(if $(filter command,$(firstword $(origin O))),$(abspath $(O)),$(CURDIR)/quickstart)
 quickstart: $(CORE) ## V0-V6 in five minutes on two cores, in quickstart/
-	$(Q)CONFIG_DIR=$(CURDIR)/quickstart $(PY) -m scripts.defconfig gpt2-ra-quickstart
-	$(Q)CONFIG_DIR=$(CURDIR)/quickstart $(PY) -m scripts.run
+	$(PROGRAM).defconfig gpt2-ra-quickstart --then-run
+	$(PROGRAM).run
 
 list-defconfigs: $(CORE) ## every whole configuration
 	$(PROGRAM).list_defconfigs

@@ -2,7 +2,7 @@
 """Train one arm: resolve its settings, build GPT-2, patch it, train it, leave a run directory.
 
     python gpt2/train_ra_mla.py --ra-mla-ablation-step V1 --dry-run
-    python gpt2/train_ra_mla.py --dataset textfile --data-path book.txt --max-iters 200
+    python gpt2/train_ra_mla.py --dataset textfile --data-path book.txt --tokenizer bytes --max-iters 200
 
 Works from any directory, with or without a .config; --help lists every setting. Where a run has several processes it
 starts itself once for each; torchrun may do that in its place. Exit codes: 0 done, 1 failed, 2 configuration, 3 data,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lib.train.config import TrainConfig
 
 from lib.config import flags, sources  # noqa: E402
-from lib.config.errors import ConfigError, exit_with, need_torch  # noqa: E402
+from lib.config.errors import ConfigError, exit_with, need  # noqa: E402
 from lib.config.fields import fill  # noqa: E402
 from lib.config.resolve import Resolver, RunSpec  # noqa: E402
 from lib.matrix.config import MatrixConfig  # noqa: E402
@@ -35,7 +35,7 @@ def main() -> int:
     """The program. Raises UserError for what a person can mend."""
     end_with_runner()
     spec, options = read_command_line(sys.argv[1:])
-    need_torch(ROOT)
+    need("torch", ROOT)
     if options["dry_run"]:
         from gpt2.check import check
 
@@ -122,6 +122,8 @@ def compose(spec: RunSpec, base: Path, path: Path, config: TrainConfig) -> int:
         train(model, dataset, config=config, budget=spec.budget, run=run, hooks=hooks, identity=identity)
     finally:
         run.close()
+    if distributed.rank() == 0:
+        print(f"done: {path}")
     return 0
 
 

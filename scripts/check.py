@@ -3,7 +3,7 @@
 import sys
 import time
 
-from lib.config.errors import need_torch
+from lib.config.errors import need
 from lib.config.readers import check_readers
 from scripts.workspace import ROOT, Workspace, exit_with
 
@@ -13,7 +13,7 @@ def main() -> int:
     space = Workspace()
     cells = space.cells
     check_readers(space.resolver.schema, ROOT)
-    need_torch(ROOT)
+    need("torch", ROOT)
     from gpt2.check import check
 
     broken = check([cell.spec for cell in cells])

@@ -12,7 +12,8 @@ def main() -> None:
     space.base.mkdir(parents=True, exist_ok=True)
     assignments = defconfigs.read(space.resolver, name)
     defconfigs.write_config(space.resolver, assignments, space.config_path, f"Made from defconfigs/{name}")
-    print(f"{space.shown(space.config_path)} written from {name}. Next: make check, then make")
+    then = "" if "--then-run" in sys.argv else f". Next: make check{space.where}, then make{space.where}"
+    print(f"{space.shown(space.config_path)} written from {name}{then}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from lib.config import defconfigs, sources
+from lib.config.errors import ConfigError
 from scripts.workspace import Workspace, exit_with
 
 
@@ -13,6 +14,8 @@ def main() -> int:
     old = space.config_path.with_name(".config.old")
     a = os.environ.get("A") or str(old)
     b = os.environ.get("B") or str(space.config_path)
+    if not os.environ.get("A") and not old.exists():
+        raise ConfigError("there is no .config.old to compare with; name two: A=gpt2-ra-ablation B=.config")
     left, right = values(space, a), values(space, b)
     for name in space.resolver.schema.options:
         if left.get(name) != right.get(name):

@@ -44,9 +44,9 @@ def main() -> None:
 
 def measured(values: dict[str, Value]) -> Rate:
     """A rate measured now, on one device; several GPUs multiply it."""
-    from lib.config.errors import need_torch
+    from lib.config.errors import need
 
-    need_torch(ROOT)
+    need("torch", ROOT)
     from gpt2.rate import measure
     from lib.train.launch import processes
 

@@ -18,9 +18,14 @@ def main() -> None:
         sources.read_file(space.resolver.schema, space.config_path)
     os.environ["KCONFIG_CONFIG"] = str(space.config_path)
     import menuconfig
+    from kconfiglib import MENU
 
-    space.resolver.schema.kconf.unset_values()
-    menuconfig.menuconfig(space.resolver.schema.kconf)
+    kconf = space.resolver.schema.kconf
+    kconf.unset_values()
+    for node in kconf.node_iter():
+        if node.item is MENU and node.prompt[0] == "Mechanism":  # a step's settings, refused in a .config
+            node.visibility = kconf.n
+    menuconfig.menuconfig(kconf)
     _ = space.specs
 
 

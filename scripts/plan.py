@@ -10,6 +10,7 @@ from scripts.workspace import Workspace, exit_with
 def main() -> None:
     space = Workspace()
     python = space.shown(Path(sys.executable))
+    print(f"# from {space.root}")
     for cell in space.cells:
         print(f"# {cell.spec.name}: {cell.state}; {cell.spec.description}")
         print(shlex.join([python, *cell.command]))

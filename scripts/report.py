@@ -4,8 +4,8 @@ from lib.analysis import summary
 from scripts.workspace import Workspace
 
 
-def summarise(space: Workspace) -> None:
-    """Print the summary of what is done; write summary.md and summary.json into the results folder."""
+def summarise(space: Workspace) -> bool:
+    """Print the summary; where anything is done, also write summary.md and summary.json beside the runs."""
     runs = [summary.Run(c.spec.step, c.spec.optimizer, c.spec.seed, c.state, c.summary) for c in space.cells]
     if space.reference:
         r = space.reference
@@ -18,5 +18,7 @@ def summarise(space: Workspace) -> None:
         space.matrix.contrast_list,
     )
     print(summary.as_text(found))
-    if space.output.is_dir():
+    if any(run.metrics for run in runs):  # an empty table never takes the place of one with results
         summary.write(found, space.output)
+        return True
+    return False

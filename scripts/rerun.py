@@ -24,7 +24,7 @@ def main() -> int:
         print("nothing to set aside: no run has failed" if failed_only else "nothing to set aside: none has begun")
         if failed_only:
             return 0
-    return run.main()
+    return run.train(space, chosen if failed_only else space.cells)
 
 
 if __name__ == "__main__":

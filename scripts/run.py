@@ -1,9 +1,11 @@
 """make: train what is not done, then print the table."""
 
 import os
+from collections.abc import Sequence
 
 from lib.config.errors import RunError
 from lib.matrix import runner
+from lib.matrix.plan import Cell
 from lib.run.lock import Lock
 from lib.run.process import end_with_make
 from scripts.report import summarise
@@ -13,7 +15,12 @@ from scripts.workspace import ROOT, Workspace, exit_with
 def main() -> int:
     end_with_make()
     space = Workspace()
-    cells, parallel = space.cells, space.matrix.parallel_runs
+    return train(space, space.cells)
+
+
+def train(space: Workspace, cells: Sequence[Cell]) -> int:
+    """Train those of `cells` that are not done, and print the table of the whole matrix."""
+    parallel = space.matrix.parallel_runs
     _ = space.reference
     try:
         space.output.mkdir(parents=True, exist_ok=True)
@@ -28,10 +35,13 @@ def main() -> int:
         summarise(space)
     print(f"\nEach run: {space.shown(space.output)}/<run>/ (config.json, metrics.jsonl, training.log, model.pt).")
     if code:
-        print("Not everything is done: make status says what, and make continues where it stopped.")
+        print(
+            f"Not everything is done: make status{space.where} says what, make{space.where} continues where it stopped."
+        )
     else:
-        more = "" if len(space.matrix.seed_list) > 2 else ' make SEEDS="0 1 2" for pairs that can carry a claim;'
-        print(f"Next: docs/quickstart.md;{more} make show for settings.")
+        more = f' make{space.where} SEEDS="0 1 2" for pairs that can carry a claim;'
+        more = "" if len(space.matrix.seed_list) > 2 else more
+        print(f"Next: docs/quickstart.md;{more} make show{space.where} for settings.")
     return code
 
 

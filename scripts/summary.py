@@ -6,8 +6,7 @@ from scripts.workspace import Workspace, exit_with
 
 def main() -> None:
     space = Workspace()
-    summarise(space)
-    if space.output.is_dir():
+    if summarise(space):
         print(f"\nAlso in {space.shown(space.output)}/summary.md and summary.json")
 
 

@@ -55,6 +55,11 @@ class Workspace:
         found = sources.read_file(self.resolver.schema, self.config_path, shown=self.shown(self.config_path))
         return found + self.variables
 
+    @property
+    def where(self) -> str:
+        """What a command needs on top to work on this folder: " O=dir", or nothing in the checkout itself."""
+        return "" if self.base == ROOT else f" O={self.shown(self.base)}"
+
     def shown(self, path: Path) -> str:
         """A path as the user would type it."""
         return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

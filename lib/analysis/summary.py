@@ -35,12 +35,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Paired differences arm - reference, by (optimizer, seed)."""
+    """Paired differences arm - reference under one optimizer, by seed."""
 
     arm: str
     reference: str
-    loss: Mapping[tuple[str, int], float]  # nats
-    bits: Mapping[tuple[str, int], float]  # bits per byte
+    optimizer: str
+    loss: Mapping[int, float]  # nats
+    bits: Mapping[int, float]  # bits per byte
 
     @property
     def mean(self) -> float | None:
@@ -68,22 +69,27 @@ def summarise(title: str, runs: Sequence[Run], contrasts: Sequence[tuple[str, st
     """Pair what can be paired, and note what makes a comparison less than fair."""
     done = {(r.step, r.optimizer, r.seed): r.metrics for r in runs if r.metrics is not None}
     steps = list(dict.fromkeys(r.step for r in runs))
-    declared = [_contrast(done, arm, reference) for arm, reference in contrasts]
-    baseline = [_contrast(done, step, BASELINE) for step in steps if step != BASELINE and BASELINE in steps]
-    found = Summary(title, runs, [c for c in declared if {c.arm, c.reference} <= set(steps)], baseline)
+    optimizers = list(dict.fromkeys(r.optimizer for r in runs))
+
+    def all_of(pairs: Sequence[tuple[str, str]]) -> list[Contrast]:
+        return [_contrast(done, arm, reference, o) for arm, reference in pairs for o in optimizers]
+
+    declared = all_of([pair for pair in contrasts if set(pair) <= set(steps)])
+    baseline = all_of([(step, BASELINE) for step in steps if step != BASELINE and BASELINE in steps])
+    found = Summary(title, runs, declared, baseline)
     found.notes = _notes(found, list(done.values()))
     return found
 
 
-def _contrast(done: Mapping[tuple[str, str, int], Metrics], arm: str, reference: str) -> Contrast:
-    def differences(key: str) -> dict[tuple[str, int], float]:
+def _contrast(done: Mapping[tuple[str, str, int], Metrics], arm: str, reference: str, optimizer: str) -> Contrast:
+    def differences(key: str) -> dict[int, float]:
         return {
-            (optimizer, seed): float(metrics[key]) - float(done[reference, optimizer, seed][key])
-            for (step, optimizer, seed), metrics in done.items()
-            if step == arm and _both(metrics, done.get((reference, optimizer, seed), {}), key)
+            seed: float(metrics[key]) - float(done[reference, optimizer, seed][key])
+            for (step, o, seed), metrics in done.items()
+            if (step, o) == (arm, optimizer) and _both(metrics, done.get((reference, o, seed), {}), key)
         }
 
-    return Contrast(arm, reference, differences("val_loss"), differences("bits_per_byte"))
+    return Contrast(arm, reference, optimizer, differences("val_loss"), differences("bits_per_byte"))
 
 
 def _both(one: Metrics, other: Metrics, key: str) -> bool:
@@ -137,13 +143,12 @@ CONTRAST_HEADER = ["contrast", "mean difference", "sd", "bits/byte", "pairs", "b
 
 def arm_rows(summary: Summary) -> list[list[str]]:
     """One row per step (and optimizer, where there are several): means over its finished seeds."""
-    baseline = {c.arm: c for c in summary.against_baseline}
+    baseline = {(c.arm, c.optimizer): c for c in summary.against_baseline}
     several = len({r.optimizer for r in summary.runs}) > 1
     rows = []
     for step, optimizer in dict.fromkeys((r.step, r.optimizer) for r in summary.runs):
         found = [r.metrics for r in summary.runs if (r.step, r.optimizer) == (step, optimizer) and r.metrics]
-        contrast = baseline.get(step)
-        paired = [d for (o, _), d in contrast.loss.items() if o == optimizer] if contrast else []
+        contrast = baseline.get((step, optimizer))
         label = f"{step} {optimizer}" if several else step
         count = sum((r.step, r.optimizer) == (step, optimizer) for r in summary.runs)
         if not found:
@@ -152,7 +157,7 @@ def arm_rows(summary: Summary) -> list[list[str]]:
             continue
         if count > 1:
             label += f" ({len(found)} of {count} seeds)"
-        rows.append([label, *_cells(found, statistics.fmean(paired) if paired else None)])
+        rows.append([label, *_cells(found, contrast.mean if contrast else None)])
     return rows
 
 
@@ -175,19 +180,18 @@ def _cells(found: Sequence[Metrics], difference: float | None) -> list[str]:
 
 
 def contrast_rows(contrasts: Sequence[Contrast]) -> list[list[str]]:
-    """One row per contrast, with each pair's difference."""
+    """One row per contrast (and optimizer, where there are several), with each pair's difference."""
+    several = len({c.optimizer for c in contrasts}) > 1
     rows = []
     for c in contrasts:
-        several = len({optimizer for optimizer, _ in c.loss}) > 1
-        each = [f"{f'{o} ' if several else ''}s{s} {d:+.4f}" for (o, s), d in sorted(c.loss.items())]
         rows.append(
             [
-                f"{c.arm} - {c.reference}",
+                f"{c.arm} - {c.reference}" + (f" {c.optimizer}" if several else ""),
                 "" if c.mean is None else f"{c.mean:+.4f} nats",
                 "" if c.spread is None else f"{c.spread:.4f}",
                 f"{statistics.fmean(c.bits.values()):+.4f}" if c.bits else "",
                 str(len(c.loss)),
-                "  ".join(each),
+                "  ".join(f"s{seed} {d:+.4f}" for seed, d in sorted(c.loss.items())),
             ]
         )
     return rows
@@ -245,11 +249,9 @@ def as_json(summary: Summary) -> dict[str, Any]:
     """The summary as data: every run's metrics, every pair's difference."""
 
     def contrast(c: Contrast) -> dict[str, Any]:
-        pairs = [
-            {"optimizer": o, "seed": s, "val_loss": d, "bits_per_byte": c.bits.get((o, s))}
-            for (o, s), d in c.loss.items()
-        ]
-        return {"arm": c.arm, "reference": c.reference, "mean": c.mean, "sd": c.spread, "pairs": pairs}
+        pairs = [{"seed": s, "val_loss": d, "bits_per_byte": c.bits.get(s)} for s, d in c.loss.items()]
+        what = {"arm": c.arm, "reference": c.reference, "optimizer": c.optimizer}
+        return {**what, "mean": c.mean, "sd": c.spread, "pairs": pairs}
 
     return {
         "title": summary.title,

@@ -59,7 +59,9 @@ def write_config(resolver: Resolver, assignments: list[Assignment], path: Path, 
 
 def save_defconfig(resolver: Resolver, assignments: list[Assignment], name: str, description: str) -> Path:
     """Write what differs from the defaults to defconfigs/`name`. Raises ConfigError when the name is taken or unfit."""
-    if not name or not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
+    if not name:
+        raise ConfigError("savedefconfig needs a name, as in `make savedefconfig NAME=gpt2-mine`")
+    if not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
         raise ConfigError(f"NAME={name!r}: letters, digits, dash, dot and underscore only, as NAME=gpt2-mine")
     path = resolver.root / "defconfigs" / name
     if path.exists() or name in names(resolver.root):

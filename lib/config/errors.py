@@ -41,10 +41,17 @@ class Interrupted(UserError):
     exit_code = 75
 
 
-def need_torch(root: Path) -> None:
-    """Raise ConfigError where torch is missing, naming the way to it."""
-    if importlib.util.find_spec("torch") is None:
-        raise ConfigError(f"torch is missing here; run `make` in {root}, or use its .venv/bin/python") from None
+def need(package: str, root: Path) -> None:
+    """Raise ConfigError where `package` is missing, naming the way to it."""
+    if importlib.util.find_spec(package) is not None:
+        return
+    built = root / ".venv" / "bin" / "python"
+    way = (
+        f"use {built}, or leave that environment"
+        if built.exists()
+        else f"`pip install -r {root / 'requirements.lock'}` there, or leave that environment: make then builds .venv"
+    )
+    raise ConfigError(f"{package} is missing in {sys.prefix}; {way}")
 
 
 def exit_with(main: Callable[[], int | None]) -> NoReturn:

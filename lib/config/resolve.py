@@ -19,6 +19,7 @@ from lib.config.schema import Schema, suggest
 from lib.config.sources import AXIS, CONFIG, DEFAULT, STEP, VARIABLE, Assignment, read_file
 
 STEP_SYMBOL, SEED_SYMBOL, OPTIMIZER_SYMBOL = "RA_MLA_ABLATION_STEP", "GPT2_SEED", "GPT2_OPTIMIZER"
+_AXES = {STEP_SYMBOL: "GPT2_STEPS", OPTIMIZER_SYMBOL: "GPT2_OPTIMIZERS", SEED_SYMBOL: "GPT2_SEEDS"}
 _BUDGET_SYMBOLS = {symbol for _, symbol in ORDER}
 
 
@@ -94,7 +95,7 @@ class Resolver:
         given = sorted(given, key=lambda a: a.rank)
         axes = {STEP_SYMBOL: step, OPTIMIZER_SYMBOL: optimizer, SEED_SYMBOL: seed}
         on_axes = [
-            Assignment(self.schema.options[name], str(value), AXIS, "matrix")
+            Assignment(self.schema.options[name], str(value), AXIS, _AXES[name])
             for name, value in axes.items()
             if value is not None
         ]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.config.errors import ConfigError
+from lib.config.errors import ConfigError, need
 from lib.config.fields import Value
 
 CLASSES = ("varied", "compared", "recorded")
@@ -123,10 +123,9 @@ class Schema:
 
     def __init__(self, root: Path) -> None:
         """Read `root`/Kconfig. Raises ConfigError when it cannot be parsed or an entry breaks the rules above."""
-        try:
-            import kconfiglib
-        except ModuleNotFoundError:
-            raise ConfigError("kconfiglib is missing: run `make` once, or `pip install kconfiglib==14.1.0`") from None
+        need("kconfiglib", root)
+        import kconfiglib
+
         before = os.environ.get("srctree")
         os.environ["srctree"] = str(root)
         try:

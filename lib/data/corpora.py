@@ -45,7 +45,9 @@ def corpus_of(config: DataConfig, base: Path) -> Corpus:
     if config.path:
         path = base / Path(config.path).expanduser()
         if not os.path.exists(path):  # where Path.exists raises, this says no
-            raise DataError(f"{path}: no such file or folder (GPT2_DATA_PATH)")
+            raise DataError(
+                f"{path}: no such file or folder; a relative GPT2_DATA_PATH starts at the folder of .config"
+            )
         reader = {"textfile": _textfile, "textdir": _textdir}.get(name)
         return reader(path) if reader else _local_copy(name, path)
     if name in ("textfile", "textdir"):

@@ -143,8 +143,8 @@ class Runner:
             if said:
                 self.say(said.decode(errors="replace").strip())
         elif self.parallel > 1:
-            loss = (running.cell.summary or {}).get("val_loss")
-            self.say(f"      {name}: done in {time.monotonic() - running.began:.0f} s, val loss {loss}")
+            loss = float((running.cell.summary or {}).get("val_loss", "nan"))
+            self.say(f"      {name}: done in {time.monotonic() - running.began:.0f} s, val loss {loss:.4f}")
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         if self._stop == signal.SIGINT and number == signal.SIGINT:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from lib.matrix.plan import Cell
+from lib.matrix.plan import Cell, difference
 from lib.run import directory
 from lib.run.files import read_json
 from lib.run.lock import holder_of
@@ -23,7 +23,7 @@ HEADER = ["run", "state", "progress", "iter", "val loss", "note"]
 def _row(cell: Cell) -> list[str]:
     state, place = cell.state, cell.place
     if state == "waiting":
-        return [cell.spec.name, state, "", "", "", ""]
+        return [cell.spec.name, state, "", "", "", _other(cell)]
     summary = cell.summary
     path = place / directory.METRICS
     found = directory.read_rows(path)
@@ -39,6 +39,15 @@ def _row(cell: Cell) -> list[str]:
         "" if loss is None else f"{loss:.4f}",
         _note(cell, state, path.stat().st_mtime if path.exists() else None),
     ]
+
+
+def _other(cell: Cell) -> str:
+    """The finished run that stands in this one's place, and in what its settings differ."""
+    config, summary = read_json(cell.path / directory.CONFIG), read_json(cell.path / directory.SUMMARY)
+    if not config or not summary or summary.get("status") != "done":
+        return ""
+    theirs = {name: entry["value"] for name, entry in config.get("values", {}).items()}
+    return f"a finished run with other settings is here ({difference(theirs, cell.spec.values)})"
 
 
 def _note(cell: Cell, state: str, written: float | None) -> str:

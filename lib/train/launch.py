@@ -88,7 +88,7 @@ class Ranks:
                 )
             )
             if self._asked:
-                self._ranks[-1].send_signal(self._asked)
+                self._ranks[-1].send_signal(_told(self._asked))
         self._echo = Echo()
         self._pumps = [threading.Thread(target=self._echo.copy, args=(rank.stderr,)) for rank in self._ranks]
         for pump in self._pumps:
@@ -118,12 +118,17 @@ class Ranks:
         self._asked = self._asked or number
         for rank in self._ranks:
             if rank.poll() is None:
-                rank.send_signal(number)
+                rank.send_signal(_told(number))
 
     def _kill(self) -> None:
         for rank in self._ranks:
             if rank.poll() is None:
                 rank.kill()
+
+
+def _told(number: int) -> int:
+    """What a rank is sent: a SIGINT would be a KeyboardInterrupt, and exit code 1, while Python is still starting."""
+    return signal.SIGTERM if number == signal.SIGINT else number
 
 
 def has_failed(codes: Sequence[int | None], asked: int) -> bool:
@@ -142,7 +147,9 @@ def verdict(codes: Sequence[int], asked: int) -> int:
             return code
     if found - {0, *STOPPED}:
         return 130 if asked == signal.SIGINT and -signal.SIGKILL in found else 1
-    return 130 if 130 in found else 75 if 75 in found else 0
+    if found & STOPPED:
+        return 130 if 130 in found or asked == signal.SIGINT else 75
+    return 0
 
 
 def _with_early(codes: Sequence[int | None], asked: int) -> set[int | None]:
