@@ -12,7 +12,7 @@ HOSTS := $(notdir $(wildcard defconfigs/hosts/*))
 
 # Names of the variables on make's own command line: the programs refuse the ones they do not know.
 export MAKE_GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
-export CONFIG_DIR := $(abspath $(if $(filter command,$(firstword $(origin O))),$(O),.))
+export CONFIG_DIR := $(if $(filter command,$(firstword $(origin O))),$(O),.)
 
 # An active virtual or conda environment is used as it is; otherwise .venv is built from the lock files.
 ifneq ($(or $(VIRTUAL_ENV),$(CONDA_PREFIX)),)
@@ -29,7 +29,7 @@ run: $(CORE) ## train what is not done; resumable, Ctrl-C is safe (default)
 	$(PROGRAM).run
 
 # Its own folder, so that an existing .config and its results are left alone; O=dir names another.
-quickstart: export CONFIG_DIR := $(if $(filter command,$(firstword $(origin O))),$(abspath $(O)),$(CURDIR)/quickstart)
+quickstart: export CONFIG_DIR := $(if $(filter command,$(firstword $(origin O))),$(O),quickstart)
 quickstart: $(CORE) ## V0-V6 in five minutes on two cores, in quickstart/
 	$(PROGRAM).defconfig gpt2-ra-quickstart --then-run
 	$(PROGRAM).run
@@ -38,11 +38,11 @@ list-defconfigs: $(CORE) ## every whole configuration
 	$(PROGRAM).list_defconfigs
 
 defconfig-%: $(CORE) ## defconfig-NAME[+HOST]: write .config
-	$(PROGRAM).defconfig $*
+	$(PROGRAM).defconfig '$(subst ','\'',$*)'
 
 # Spelled out once more so that the shell completes them.
 $(DEFCONFIGS:%=defconfig-%): defconfig-%: $(CORE)
-	$(PROGRAM).defconfig $*
+	$(PROGRAM).defconfig '$(subst ','\'',$*)'
 
 menuconfig: $(CORE) ## edit .config in the terminal
 	$(PROGRAM).menuconfig

@@ -45,5 +45,5 @@ def build(values: Mapping[str, Value], seed: int, vocab_size: int, base: Path) -
     try:
         patch_model(model, values, generator("mechanism"))
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"{error}; change the step, GPT2_N_EMBD or GPT2_N_HEAD") from error
     return model

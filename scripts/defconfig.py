@@ -3,12 +3,15 @@
 import sys
 
 from lib.config import defconfigs
+from lib.config.errors import ConfigError
 from scripts.workspace import Workspace, exit_with
 
 
 def main() -> None:
     space, name = Workspace(), sys.argv[1]
-    _ = space.variables
+    given = [a.where for a in space.variables if a.where.startswith("make ")]
+    if given and "--then-run" not in sys.argv:
+        raise ConfigError(f"{', '.join(given)}: a defconfig is written as it is; give that to the commands after it")
     space.base.mkdir(parents=True, exist_ok=True)
     assignments = defconfigs.read(space.resolver, name)
     defconfigs.write_config(space.resolver, assignments, space.config_path, f"Made from defconfigs/{name}")

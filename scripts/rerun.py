@@ -3,7 +3,6 @@
 import os
 
 from lib.config.errors import ConfigError
-from lib.run import directory
 from scripts import run
 from scripts.workspace import Workspace, exit_with
 
@@ -17,14 +16,11 @@ def main() -> int:
         os.environ["MAKE_GIVEN"] = " ".join(n for n in os.environ.get("MAKE_GIVEN", "").split() if n != "STEPS")
     space = Workspace()
     chosen = [c for c in space.cells if c.state == "failed" or (not failed_only and c.state in ("done", "stopped"))]
-    for cell in chosen:
-        place = directory.set_aside(cell.place, retire=True)
-        print(f"{cell.spec.name}: set aside as {place.name}")
     if not chosen:
         print("nothing to set aside: no run has failed" if failed_only else "nothing to set aside: none has begun")
         if failed_only:
             return 0
-    return run.train(space, chosen if failed_only else space.cells)
+    return run.train(space, chosen if failed_only else space.cells, retire=chosen)
 
 
 if __name__ == "__main__":

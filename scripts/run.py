@@ -3,9 +3,10 @@
 import os
 from collections.abc import Sequence
 
-from lib.config.errors import RunError
+from lib.config.errors import ConfigError
 from lib.matrix import runner
 from lib.matrix.plan import Cell
+from lib.run import directory
 from lib.run.lock import Lock
 from lib.run.process import end_with_make
 from scripts.report import summarise
@@ -18,18 +19,20 @@ def main() -> int:
     return train(space, space.cells)
 
 
-def train(space: Workspace, cells: Sequence[Cell]) -> int:
-    """Train those of `cells` that are not done, and print the table of the whole matrix."""
+def train(space: Workspace, cells: Sequence[Cell], retire: Sequence[Cell] = ()) -> int:
+    """Train those of `cells` that are not done, those to `retire` anew, and print the table of the whole matrix."""
     parallel = space.matrix.parallel_runs
     _ = space.reference
     try:
         space.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"cannot make {space.output}: {error.strerror}") from None
+        raise ConfigError(f"GPT2_OUTPUT {space.output}: cannot be made ({error.strerror})") from None
     devices = runner.visible_devices() if parallel > 1 else []
     share = 0 if devices or parallel == 1 else max(1, len(os.sched_getaffinity(0)) // parallel)
     threads = share if share and not space.specs[0].values["GPT2_THREADS"] else 0
     with Lock(space.output, "make"):
+        for cell in retire:
+            print(f"{cell.spec.name}: set aside as {directory.set_aside(cell.place, retire=True).name}")
         code = runner.Runner(ROOT, cells, parallel, devices, threads, lambda said: print(said, flush=True)).run()
         print()
         summarise(space)

@@ -97,6 +97,8 @@ def _write(path: Path, resolver: Resolver, header: str, keep: bool) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".config-") as folder:
         fresh = Path(folder) / "config"
         resolver.schema.kconf.write_config(str(fresh), header=header, save_old=False)
+        if path.is_file() and path.read_bytes() == fresh.read_bytes():
+            return  # the one before last stays in .config.old
         if keep and path.exists():
             os.replace(path, path.with_name(path.name + ".old"))
         os.replace(fresh, path)

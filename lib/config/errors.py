@@ -54,6 +54,18 @@ def need(package: str, root: Path) -> None:
     raise ConfigError(f"{package} is missing in {sys.prefix}; {way}")
 
 
+def complain(message: str) -> None:
+    """One line on stderr, whatever characters a name in it has."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    print(f"error: {line}", file=sys.stderr)
+
+
+def _silence() -> None:
+    """Let the interpreter's last flush of stdout succeed."""
+    if sys.stdout:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def exit_with(main: Callable[[], int | None]) -> NoReturn:
     """Run a program's `main` and leave with its exit code; a UserError is one line on stderr, never a traceback."""
     try:
@@ -61,13 +73,17 @@ def exit_with(main: Callable[[], int | None]) -> NoReturn:
         if sys.stdout:  # None where it was closed before we began
             sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(str(error))
         code = error.exit_code
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         code = 130
     except BrokenPipeError:
         # The reader (head, less) has gone; there is nobody to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         code = 0
+    except OSError as error:  # a full disk, a name too long, a folder where a file should be
+        complain(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+        _silence()
+        code = 1
     sys.exit(code)

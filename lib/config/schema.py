@@ -22,7 +22,7 @@ from lib.config.fields import Value
 CLASSES = ("varied", "compared", "recorded")
 STRING_TYPES = ("text", "path", "list", "list of integers", "layers", "heads")
 _FLOAT_TYPE = re.compile(r"float in ([\[(])\s*(\S+)\s*,\s*(\S+?)\s*([\])])$")
-_INTEGER = re.compile(r"-?\d+$")
+_INTEGER = re.compile(r"-?[0-9]{1,18}$")
 
 
 def suggest(word: str, known: Iterable[str], lead: str = "; did you mean ") -> str:
@@ -96,7 +96,7 @@ class Option:
         if "\0" in text or "\n" in text:
             raise ValueError
         if self.type_text == "list of integers" and not all(
-            part.isdecimal() for part in text.replace(",", " ").split()
+            _INTEGER.match(part) for part in text.replace(",", " ").split()
         ):
             raise ValueError
         return text

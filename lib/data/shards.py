@@ -235,3 +235,18 @@ def _altered(path: Path, how: str) -> DataError:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove(folder: Path) -> bool:
+    """Remove the shards in `folder`, and the folder when nothing else is in it; whether there were any."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        ours = manifest["format"] == FORMAT and {TOKENS, TOKEN_BYTES} <= set(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    if ours:
+        for name in (MANIFEST, TOKENS, TOKEN_BYTES, TOKENIZER):  # the manifest first: what is left is no data set
+            (folder / name).unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    return bool(ours)

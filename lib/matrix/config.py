@@ -28,7 +28,7 @@ class MatrixConfig:
     @property
     def seed_list(self) -> list[int]:
         """Seeds in the order given."""
-        return [int(seed) for seed in _axis("GPT2_SEEDS", self.seeds)]
+        return [int(seed) for seed in _axis("GPT2_SEEDS", " ".join(str(int(s)) for s in words(self.seeds)))]
 
     @property
     def optimizer_list(self) -> list[str]:
@@ -40,7 +40,7 @@ class MatrixConfig:
         """Declared pairs (arm, reference); without any, each step against the first."""
         pairs = [tuple(word.split("-")) for word in words(self.contrasts)]
         for pair in pairs:
-            if len(pair) != 2 or not all(pair):
+            if len(pair) != 2 or not all(pair) or pair[0] == pair[1]:
                 raise ConfigError(f"GPT2_CONTRASTS: {'-'.join(pair)!r} is no pair arm-reference, such as V1-V0")
         first, *others = self.step_list
         return [(arm, reference) for arm, reference in pairs] or [(step, first) for step in others]

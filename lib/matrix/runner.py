@@ -138,7 +138,7 @@ class Runner:
             said = running.errors.read()[-2000:]
             running.errors.close()
         if code:
-            words = {75: "interrupted", 130: "interrupted"}.get(code, f"failed (exit {code})")
+            words = {75: "interrupted", 130: "interrupted", 137: "killed"}.get(code, f"failed (exit {code})")
             self.say(f"      {name}: {words}")
             if said:
                 self.say(said.decode(errors="replace").strip())

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -48,7 +50,8 @@ class RunDirectory:
         for half in self.path.glob(".*.tmp"):  # of a killed writer
             half.unlink(missing_ok=True)
         known = read_json(self.path / CONFIG) or {}
-        earlier = known.get("attempts", []) if known.get("spec_hash") == config["spec_hash"] else []
+        earlier = known.get("attempts") if known.get("spec_hash") == config["spec_hash"] else None
+        earlier = earlier if isinstance(earlier, list) else []
         write_json(self.path / CONFIG, {**config, "attempts": [*earlier, {**attempt, "number": self._lock.attempt}]})
 
     def close(self) -> None:
@@ -78,7 +81,7 @@ class RunDirectory:
             kept = [
                 json.dumps(row)
                 for row in read_rows(path)
-                if int(row.get("iter", 0)) <= (last_eval if row.get("kind") == "eval" else step)
+                if _position(row) <= (last_eval if row.get("kind") == "eval" else step)
             ]
             write_text(path, "".join(line + "\n" for line in kept))
 
@@ -124,6 +127,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _position(row: Mapping[str, Any]) -> float:
+    """A row's iteration; a row without one comes last."""
+    found = row.get("iter", 0)
+    return found if isinstance(found, int | float) else math.inf
+
+
 def spec_hash(path: Path) -> str:
     """The spec hash of the run in a directory, "" when it has none."""
     config = read_json(path / CONFIG)
@@ -133,8 +142,9 @@ def spec_hash(path: Path) -> str:
 def summary_if_done(path: Path, wanted: str) -> dict[str, Any] | None:
     """metrics.json of a finished run with the wanted spec hash, or None."""
     summary = read_json(path / SUMMARY)
-    done = summary is not None and summary.get("status") == "done" and summary.get("spec_hash") == wanted
-    return summary if done else None
+    if not summary or summary.get("status") != "done" or summary.get("spec_hash") != wanted:
+        return None
+    return summary if isinstance(summary.get("val_loss"), float) else None  # else somebody has edited it
 
 
 def aside(path: Path, hash_: str) -> Path:
@@ -144,10 +154,9 @@ def aside(path: Path, hash_: str) -> Path:
 
 def find(path: Path, wanted: str) -> Path:
     """Where the run with the wanted hash is: at `path`, or set aside; `path` when it is nowhere yet."""
-    for place in (path, aside(path, wanted)):
-        if spec_hash(place) == wanted:
-            return place
-    return path
+    kept = aside(path, wanted)
+    here = spec_hash(path) == wanted and _is_worth_keeping(path)
+    return kept if not here and spec_hash(kept) == wanted else path
 
 
 def make_room(path: Path, wanted: str) -> str:
@@ -155,13 +164,17 @@ def make_room(path: Path, wanted: str) -> str:
 
     Raises RunError when the run in the way is being trained right now.
     """
-    said = []
-    if path.exists() and spec_hash(path) != wanted and _is_worth_keeping(path):
-        said.append(f"set aside as {set_aside(path).name}")
-    kept = aside(path, wanted)
-    if not path.exists() and spec_hash(kept) == wanted:
-        _rename(kept, path)
-        said.append("brought back from " + kept.name)
+    said, back = [], spec_hash(aside(path, wanted)) == wanted
+    if path.exists():
+        if not _is_worth_keeping(path):
+            if back:  # the shell of a run that never had a row gives way to the one that had
+                with Lock(path, "make"):
+                    shutil.rmtree(path)
+        elif spec_hash(path) != wanted:
+            said.append(f"set aside as {set_aside(path).name}")
+    if back and not path.exists():
+        _rename(aside(path, wanted), path)
+        said.append("brought back from " + aside(path, wanted).name)
     return "; ".join(said)
 
 

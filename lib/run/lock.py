@@ -78,8 +78,8 @@ class Lock:
                 return holder
         wanted = self.folder / f"lock.{_attempt(path) + 1 if path else 1}"
         draft = self.folder / f".lock.{self._token}"
-        _write_holder(draft, _attempt(wanted), self._what, self._token)
         try:
+            _write_holder(draft, _attempt(wanted), self._what, self._token)
             os.link(draft, wanted)
         except FileExistsError:
             return read_holder(wanted) or Holder(0, "?", 0, "", "another process", "")

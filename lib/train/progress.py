@@ -53,7 +53,7 @@ class Terminal:
             self._log = None
 
     def _width(self) -> int:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             return os.get_terminal_size(self._stream.fileno()).columns or 80  # type: ignore[union-attr]
         return 80
 

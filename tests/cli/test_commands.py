@@ -146,3 +146,47 @@ def test_clean_removes_leftovers_but_neither_results_nor_what_is_in_the_making(c
     result.write_text("{}")
     assert commands.make("mrproper", f"O={folder}").returncode == 0
     assert [p.exists() for p in (dead, alive, half, result, folder / ".config")] == [False, True, False, True, False]
+
+
+def test_cleaning_touches_nothing_that_the_project_did_not_make(commands, folder):
+    theirs = [
+        folder / "build" / "thesis.txt",
+        folder / "data" / "webapp" / "manifest.json",
+        folder / "z" / ".movie.part",
+    ]
+    theirs += [folder / "z" / ".draft.tmp", folder / "data" / "mine" / "manifest.json"]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    theirs[-1].write_text('{"format": 1, "files": 3}')
+    assert commands.make("mrproper", f"O={folder}").returncode == 0
+    assert all(path.exists() for path in theirs)
+
+
+def test_a_folder_with_a_blank_in_its_name_is_one_folder(commands, tmp_path):
+    folder = tmp_path / "a b"
+    assert commands.make("defconfig-gpt2-ra-quickstart", f"O={folder}").returncode == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["a b"]
+    assert "7 waiting" in commands.make("status", f"O={folder}").stdout
+
+
+@pytest.mark.parametrize("name", ["a'b", "x;echo INJECTED", "$(id)", "a" * 300, "../x", "a\nb"])
+def test_no_name_of_a_defconfig_reaches_the_shell(commands, tmp_path, name):
+    done = commands.make(f"defconfig-{name}", f"O={tmp_path / 'o'}")
+    assert done.returncode == 2
+    assert "INJECTED\n" not in done.stdout
+    assert "uid=" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_defconfig_does_not_swallow_variables(commands, tmp_path):
+    done = commands.make("defconfig-gpt2-ra-quickstart", f"O={tmp_path}", "ITERS=77")
+    assert "make ITERS: a defconfig is written as it is" in one_line(done.stderr)
+
+
+def test_a_closed_or_full_output_is_no_traceback(commands, folder):
+    for target in ("/dev/full", "&-"):
+        command = f"{sys.executable} -m scripts.status >{target}"
+        environment = commands.environment(CONFIG_DIR=str(folder))
+        done = subprocess.run(command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert "Traceback" not in done.stderr, done.stderr

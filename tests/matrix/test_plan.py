@@ -40,6 +40,8 @@ def test_lists_are_split_at_spaces_and_commas():
         ({"steps": " "}, "GPT2_STEPS is empty"),
         ({"steps": "V0 V1 V0"}, "GPT2_STEPS names V0 twice"),
         ({"seeds": "1 1"}, "GPT2_SEEDS names 1 twice"),
+        ({"seeds": "0 00"}, "GPT2_SEEDS names 0 twice"),
+        ({"contrasts": "V1-V1"}, "no pair arm-reference"),
         ({"contrasts": "V1"}, "no pair arm-reference"),
         ({"contrasts": "V1-"}, "no pair arm-reference"),
     ],

@@ -22,7 +22,7 @@ def begun(path, hash_=A):
 def finished(path, hash_=A, **more):
     run = begun(path, hash_)
     run.append_metrics({"kind": "log", "iter": 1})
-    run.finish({"status": "done", "spec_hash": hash_, **more})
+    run.finish({"status": "done", "spec_hash": hash_, "val_loss": 2.0, **more})
     run.close()
     return run
 
@@ -223,3 +223,37 @@ def test_the_newest_checkpoints_are_kept_in_the_order_of_their_steps(tmp_path):
     (tmp_path / ".step-00000101.1.tmp").mkdir()
     checkpoints.keep(tmp_path, 3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000010", "step-00000100", "step-00000100.2"]
+
+
+def test_the_shell_of_a_run_without_a_row_gives_way_to_the_one_set_aside(tmp_path):
+    path = tmp_path / "run"
+    stopped = begun(path, A)
+    stopped.append_metrics({"kind": "log", "iter": 1})
+    with stopped.new_checkpoint(1):
+        pass
+    stopped.close()
+    finished(path, B)
+    path.rename(tmp_path / "elsewhere")
+    for shell in (B, A, "c" * 64):  # whatever its hash
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps({"spec_hash": shell}))
+        (path / "lock.1").write_text('{"attempt": 1, "released": true}')
+        assert directory.state(path, A) == "stopped"
+        assert directory.make_room(path, A) == f"brought back from run~{A[:8]}"
+        assert directory.checkpoints.listed(path / "checkpoints")
+        directory.set_aside(path)
+
+
+@pytest.mark.parametrize(
+    "broken", ['{"status": "done"}', '{"status": "done", "spec_hash": "%s", "val_loss": "low"}' % A, "[1]", "{"]
+)
+def test_a_summary_that_somebody_broke_is_not_done(tmp_path, broken):
+    path = tmp_path / "run"
+    finished(path)
+    (path / "metrics.json").write_text(broken)
+    assert directory.state(path, A) != "done"
+    (path / "config.json").write_text(json.dumps({"spec_hash": A, "attempts": 5}))
+    begun(path).close()
+    (path / "metrics.jsonl").write_text('{"iter": null, "kind": "log"}\n{"iter": "x"}\n{"iter": 1e999}\n{"iter": 1}\n')
+    RunDirectory(path).truncate_metrics(5, 5)
+    assert [r["iter"] for r in directory.read_rows(path / "metrics.jsonl")] == [1]

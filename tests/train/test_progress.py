@@ -151,3 +151,14 @@ def test_an_evaluation_line_says_both_losses():
 )
 def test_durations_are_short(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_terminal_that_goes_away_is_no_reason_to_stop():
+    main, other = os.openpty()
+    terminal = Terminal(os.fdopen(other, "w"), None)
+    terminal.progress("one")
+    os.close(main)
+    for _ in range(2):
+        terminal.progress("two")
+        terminal.line("three")
+    terminal.close()
