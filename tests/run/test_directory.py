@@ -244,9 +244,10 @@ def test_the_shell_of_a_run_without_a_row_gives_way_to_the_one_set_aside(tmp_pat
         directory.set_aside(path)
 
 
-@pytest.mark.parametrize(
-    "broken", ['{"status": "done"}', '{"status": "done", "spec_hash": "%s", "val_loss": "low"}' % A, "[1]", "{"]
-)
+EDITED = json.dumps({"status": "done", "spec_hash": A, "val_loss": "low"})
+
+
+@pytest.mark.parametrize("broken", ['{"status": "done"}', EDITED, "[1]", "{"])
 def test_a_summary_that_somebody_broke_is_not_done(tmp_path, broken):
     path = tmp_path / "run"
     finished(path)
