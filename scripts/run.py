@@ -1,5 +1,6 @@
 """make: train what is not done, then print the table."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 
@@ -33,7 +34,7 @@ def train(space: Workspace, cells: Sequence[Cell], retire: Sequence[Cell] = ()) 
     with Lock(space.output, "make"):
         for cell in retire:
             print(f"{cell.spec.name}: set aside as {directory.set_aside(cell.place, retire=True).name}")
-        code = runner.Runner(ROOT, cells, parallel, devices, threads, lambda said: print(said, flush=True)).run()
+        code = runner.Runner(ROOT, cells, parallel, devices, threads, say).run()
         print()
         summarise(space)
     print(f"\nEach run: {space.shown(space.output)}/<run>/ (config.json, metrics.jsonl, training.log, model.pt).")
@@ -46,6 +47,12 @@ def train(space: Workspace, cells: Sequence[Cell], retire: Sequence[Cell] = ()) 
         more = "" if len(space.matrix.seed_list) > 2 else more
         print(f"Next: docs/quickstart.md;{more} make show{space.where} for settings.")
     return code
+
+
+def say(line: str) -> None:
+    """Print a line at once; a terminal that has gone away stops nothing."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":
