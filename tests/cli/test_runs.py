@@ -153,7 +153,7 @@ def test_ctrl_c_saves_within_a_step_and_make_continues(commands, folder):
     said, _ = process.communicate(timeout=60)
     assert process.returncode in (2, -signal.SIGINT)  # make's own ways to end after a Ctrl-C
     assert "saves a checkpoint" in said
-    assert "make continues where it stopped" in said
+    assert f"make O={folder} continues where it stopped" in said
     assert not (results(folder) / "test_V1_adamwspam_none").exists()
     assert " stopped " in commands.make("status", *words).stdout
     done = commands.make(*words)
