@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from lib.config.errors import DataError
 from lib.data.files import HASHED_BYTES
+from lib.run.files import sha256, sync
 
 FORMAT = 1
 TOKENS, TOKEN_BYTES, TOKENIZER, MANIFEST = "tokens.bin", "token_bytes.bin", "tokenizer.json", "manifest.json"
@@ -129,7 +130,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
                 if not folder.is_dir():
                     raise
             else:
-                _flush_one(folder.parent)
+                sync(folder.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -148,16 +149,8 @@ def _writing(folder: Path) -> Iterator[None]:
 
 def _flush(folder: Path) -> None:
     for path in folder.iterdir():
-        _flush_one(path)
-    _flush_one(folder)
-
-
-def _flush_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
+    sync(folder)
 
 
 def write_manifest(part: Path, facts: Mapping[str, Any]) -> None:
@@ -165,7 +158,7 @@ def write_manifest(part: Path, facts: Mapping[str, Any]) -> None:
     listed = {}
     for path in sorted(part.iterdir()):
         stat = path.stat()
-        digest = facts["tokens_sha256"] if path.name == TOKENS else _sha256(path)
+        digest = facts["tokens_sha256"] if path.name == TOKENS else sha256(path)
         listed[path.name] = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": digest}
     manifest = {"format": FORMAT, **facts, "fingerprint": fingerprint_of(facts), "files": listed}
     (part / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -223,18 +216,13 @@ def _check(path: Path, listed: Mapping[str, Any]) -> None:
         raise _altered(path, f"{stat.st_size:,} bytes instead of {listed['bytes']:,}")
     if stat.st_size > HASHED_BYTES and stat.st_mtime_ns == listed["mtime_ns"]:
         return
-    found = _sha256(path)
+    found = sha256(path)
     if found != listed["sha256"]:
         raise _altered(path, f"sha256 {found[:12]} instead of {listed['sha256'][:12]}")
 
 
 def _altered(path: Path, how: str) -> DataError:
     return DataError(f"{path}: altered since it was written: {how}; remove {path.parent} and run again to rewrite it")
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove(folder: Path) -> bool:

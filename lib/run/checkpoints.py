@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lib.config.errors import RunError
-from lib.run.files import read_json, sha256, sync_file, sync_folder, write_json
+from lib.run.files import read_json, sha256, sync, write_json
 
 MANIFEST = "MANIFEST.json"
 _NAME = re.compile(r"step-(\d+)(?:\.(\d+))?$")
@@ -33,7 +33,7 @@ def new(folder: Path, step: int) -> Iterator[Path]:
         yield partial
         _seal(partial)
         os.rename(partial, _free_name(folder, step))
-        sync_folder(folder)
+        sync(folder)
     except OSError as error:
         raise RunError(
             f"cannot write a checkpoint into {folder}: {error.strerror or error}; older checkpoints are intact"
@@ -45,7 +45,7 @@ def new(folder: Path, step: int) -> Iterator[Path]:
 def _seal(folder: Path) -> None:
     files = sorted(p for p in folder.iterdir() if p.is_file())
     for path in files:
-        sync_file(path)
+        sync(path)
     write_json(folder / MANIFEST, {"sha256": {p.name: sha256(p) for p in files}})
 
 

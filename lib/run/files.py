@@ -16,8 +16,6 @@ from typing import Any
 
 from lib.config.errors import RunError
 
-CHUNK = 1 << 20
-
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` (UTF-8), atomically and durably. Raises RunError with the cause."""
@@ -28,7 +26,7 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
@@ -55,17 +53,8 @@ def finite(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**clean, "non_finite": bad} if bad else clean
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sync_file(path: Path) -> None:
-    """Make the content of `path` durable."""
+def sync(path: Path) -> None:
+    """Make the content of a file durable, or the renames inside a folder."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -75,8 +64,5 @@ def sync_file(path: Path) -> None:
 
 def sha256(path: Path) -> str:
     """The hex digest of a file's content."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,7 +16,7 @@ from lib.config.budget import Budget
 from lib.config.errors import RunError
 from lib.optimizers.build import build
 from lib.run.directory import METRICS
-from lib.run.files import sync_file
+from lib.run.files import sync
 from lib.train import checkpoint, device, engine, trackers
 from lib.train.clock import Clock
 from lib.train.config import Hooks, TrainConfig
@@ -240,7 +240,7 @@ class Session:
                     with self.run.new_checkpoint(self.at.step) as folder:
                         checkpoint.write(Path(folder), self.model, self.optimizers, self._state())
                         if (rows := Path(self.run.path) / METRICS).exists():
-                            sync_file(rows)  # a checkpoint never outlives the rows before it
+                            sync(rows)  # a checkpoint never outlives the rows before it
                     self.run.keep(self.config.keep_checkpoints)
                 self.world.agree(0.0)
             self.saved, self.saved_at = now, time.monotonic()

@@ -18,7 +18,7 @@ def test_every_setting_feeds_exactly_one_field_and_every_field_has_its_setting()
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    for path in [ROOT / "Kconfig", *ROOT.glob("lib/**/*.py"), *ROOT.glob("gpt2/**/*.py"), *ROOT.glob("*/Kconfig")]:
+    for path in [ROOT / "Kconfig", *ROOT.glob("lib/**/*.py"), *ROOT.glob("gpt2/**/*.py"), *ROOT.glob("*/**/Kconfig")]:
         target = tmp_path / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())

@@ -173,7 +173,7 @@ def test_a_saved_defconfig_holds_only_differences_and_reads_back_equal(tmp_path)
 
 def copy_of_kconfig(tmp_path: Path) -> Path:
     """A tree with the Kconfig files and V0, free to be broken."""
-    for name in ("Kconfig", "gpt2/Kconfig", "lib/Kconfig", "gpt2/steps/V0.config"):
+    for name in ("Kconfig", "gpt2/Kconfig", "lib/Kconfig", "lib/data/Kconfig", "gpt2/steps/V0.config"):
         target = tmp_path / "tree" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text((ROOT / name).read_text())
