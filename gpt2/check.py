@@ -91,10 +91,9 @@ def _cost(values: Mapping[str, Value], vocab_size: int, model: GPT2) -> size.Cos
     """The closed form where there is one (the model must agree with it), else the count."""
     traced = GPT2(model.config, device="meta")
     patch_model(traced, values, torch.Generator().manual_seed(1))
-    try:
-        cost = size.cost(values, vocab_size)
-    except KeyError:
+    if not size.has_closed_form(values):
         return count(traced)
+    cost = size.cost(values, vocab_size)
     parameters = sum(p.numel() for p in model.parameters())
     if cost.parameters != parameters:
         raise ValueError(f"gpt2/size.py says {cost.parameters:,} parameters, the model has {parameters:,}")

@@ -19,10 +19,7 @@ from lib.config.fields import Value
 
 def cost(model: GPT2, values: Mapping[str, Value]) -> Cost:
     """What the arm that `values` describe costs; `model` is that arm, for mechanisms without a closed form."""
-    try:
-        return size.cost(values, model.config.vocab_size)
-    except KeyError:
-        return count(model)
+    return size.cost(values, model.config.vocab_size) if size.has_closed_form(values) else count(model)
 
 
 def count(model: GPT2) -> Cost:

@@ -192,6 +192,16 @@ ATTENTION: dict[str, Formula] = {"sdpa": _sdpa, "unified_ra": _unified_ra, "gate
 MLP: dict[str, Formula] = {"gelu": _gelu, "reciprocal": _reciprocal, "matched": _matched}
 
 
+def has_closed_form(values: Values) -> bool:
+    """Whether `cost` knows the mechanisms of `values`."""
+    return values["ATTENTION"] in ATTENTION and values["MLP"] in MLP
+
+
+def unpatched(values: Values) -> Values:
+    """`values` with GPT-2's own attention and MLP."""
+    return {**values, "ATTENTION": "sdpa", "MLP": "gelu"}
+
+
 def matched_widths(c: GPT2Config, values: Values) -> tuple[int, ...]:
     """Hidden features of each layer's MLP so that the model costs what MATCHED_STEP's does, in MATCHED_COST's unit.
 
@@ -202,6 +212,8 @@ def matched_widths(c: GPT2Config, values: Values) -> tuple[int, ...]:
     name = str(values["MATCHED_STEP"])
     other = values.get("MATCHED_VALUES") or _step_values(name)
     assert isinstance(other, Mapping)
+    if not has_closed_form(other):
+        raise ValueError(f"MATCHED_STEP {name} has a mechanism without a closed form in gpt2/size.py; name another")
     if other["MLP"] == "matched":
         raise ValueError(f"MATCHED_STEP {name} has a matched MLP itself; name a step with a cost of its own")
     plain, target = _total(c, {**values, "MLP": "gelu"}), _total(c, {**values, **other})
@@ -233,8 +245,7 @@ def memory_bytes(
     per head, and dropout masks as wide as what they mask, where a GPU keeps a byte.
     """
     c = config_of(values, vocab_size)
-    has_form = values["ATTENTION"] in ATTENTION and values["MLP"] in MLP
-    parameters = _total(c, values if has_form else {**values, "ATTENTION": "sdpa", "MLP": "gelu"}).parameters
+    parameters = _total(c, values if has_closed_form(values) else unpatched(values)).parameters
     tokens = micro_batch * c.block_size
     layers = tokens * c.n_layer * c.n_embd * (2 * 4 + 14 * activation_bytes)
     if c.dropout:
@@ -248,7 +259,7 @@ def memory_bytes(
 def refuse_absurd(values: Values, vocab_size: int) -> None:
     """Raise ConfigError when weights, gradients and moments alone exceed this machine's memory."""
     c = config_of(values, vocab_size)
-    needed = 16 * _total(c, {**values, "ATTENTION": "sdpa", "MLP": "gelu"}).parameters
+    needed = 16 * _total(c, unpatched(values)).parameters
     present = _memory_here()
     if needed > present:
         raise ConfigError(

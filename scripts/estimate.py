@@ -4,6 +4,7 @@ from lib.analysis import table
 from lib.config.budget import SHORT_WINDOWS
 from lib.config.fields import Value, fill
 from lib.matrix.estimate import Rate, estimate, from_done
+from lib.train.progress import duration
 from scripts.workspace import ROOT, Workspace, exit_with
 
 START_SECONDS = 6.0  # imports, data, first allocation
@@ -23,17 +24,18 @@ def main() -> None:
     tokens = (windows + min(windows, SHORT_WINDOWS)) * int(values["GPT2_BLOCK_SIZE"])
     found = []
     for cell in todo:
-        try:
-            flops = size.cost(cell.spec.values, vocabulary(values)).flops_per_token
-        except KeyError:  # no closed form: V0's is near enough for a clock
-            flops = size.cost(
-                {**cell.spec.values, "ATTENTION": "sdpa", "MLP": "gelu"}, vocabulary(values)
-            ).flops_per_token
+        own = cell.spec.values  # without a closed form, V0's is near enough for a clock
+        own = own if size.has_closed_form(own) else size.unpatched(own)
+        flops = size.cost(own, vocabulary(values)).flops_per_token
         found.append(estimate(cell, rate, flops, tokens))
-    rows = [[e.name, clock(e.optimisation), clock(e.evaluation), clock(e.start), clock(e.wall)] for e in found]
+    rows = [
+        [e.name, duration(e.optimisation), duration(e.evaluation), duration(e.start), duration(e.wall)] for e in found
+    ]
     print(table.text(["run", "optimisation", "evaluation", "start", "wall time"], rows))
     at_once = min(space.matrix.parallel_runs, len(todo))
-    print(f"\n{len(todo)} runs, {at_once} at a time: about {clock(sum(e.wall for e in found) / at_once)} of wall time")
+    print(
+        f"\n{len(todo)} runs, {at_once} at a time: about {duration(sum(e.wall for e in found) / at_once)} of wall time"
+    )
     print(f"At {rate.tokens_per_second:,.0f} tokens/s ({rate.source}).")
     wanted = int(values["GPT2_NGPUS"])
     if wanted > 1 and "CPU" in rate.source:
@@ -75,13 +77,6 @@ def whole_split(space: Workspace, values: dict[str, Value]) -> int:
         return max(1, (len(found.val) - 1) // block)
     text = int(values["GPT2_DATA_MAX_MB"]) * 1e6 * float(values["GPT2_VAL_FRACTION"])
     return int(text / (1.0 if values["GPT2_TOKENIZER"] == "bytes" else 4.4) / block)
-
-
-def clock(seconds: float) -> str:
-    """3725 as 1h02m, 65 as 1m05s."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
 if __name__ == "__main__":

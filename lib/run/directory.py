@@ -205,7 +205,7 @@ def _rename(path: Path, place: Path) -> None:
 def _is_worth_keeping(path: Path) -> bool:
     """Whether a directory holds more than a run leaves before its first row."""
     shells = {CONFIG, FAILURE, "training.log"}
-    found = (p for p in path.iterdir() if not p.name.startswith((".", "lock.")))
+    found = (p for p in path.iterdir() if not p.name.startswith(("lock.", ".lock.")) and not p.name.endswith(".tmp"))
     return any(p.name not in shells and not (p.is_dir() and not any(p.iterdir())) for p in found)
 
 

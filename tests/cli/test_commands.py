@@ -190,3 +190,27 @@ def test_a_closed_or_full_output_is_no_traceback(commands, folder):
         environment = commands.environment(CONFIG_DIR=str(folder))
         done = subprocess.run(command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert "Traceback" not in done.stderr, done.stderr
+
+
+def test_estimate_names_a_time_for_every_run_and_for_all(commands, folder):
+    done = commands.make("estimate", f"O={folder}", "STEPS=V0 V6", "N_LAYER=1", "TIME=3725")
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("test_V")]
+    assert len(rows) == 2
+    assert all("1h02m" in row for row in rows)
+    assert "2 runs, 1 at a time: about 2h" in done.stdout
+    assert "measured now on this CPU" in done.stdout
+
+
+@pytest.mark.parametrize(("words", "said"), [(["savedefconfig"], "NAME=gpt2-mine"), (["rerun"], "rerun needs STEPS")])
+def test_a_command_without_its_variable_says_which(commands, folder, words, said):
+    done = commands.make(*words, f"O={folder}")
+    assert done.returncode == 2
+    assert said in one_line(done.stderr)
+
+
+def test_rerun_of_failures_touches_nothing_when_there_are_none(commands, folder):
+    done = commands.make("rerun", f"O={folder}", "STEPS=failed")
+    assert done.returncode == 0, done.stderr
+    assert "no run has failed" in done.stdout
+    assert not (folder / "test_matrix_results_ra").exists()

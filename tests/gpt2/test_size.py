@@ -144,6 +144,9 @@ def test_a_matched_step_cannot_match_a_matched_step_or_something_without_room(sm
     with pytest.raises(ValueError, match="G3 has a matched MLP itself"):
         size.cost(small("G2", MATCHED_STEP="G3").values, VOCAB)
     values = small("G2").values
+    unknown = {**values, "MATCHED_VALUES": {**values["MATCHED_VALUES"], "ATTENTION": "newcomer"}}
+    with pytest.raises(ValueError, match="MATCHED_STEP V7 has a mechanism without a closed form"):
+        size.cost(unknown, VOCAB)
     other = {**values["MATCHED_VALUES"], "RA_HEADS": "all", "RA_R": 2000}
     with pytest.raises(ValueError, match="MATCHED_STEP V7 is so much smaller"):
         size.cost({**values, "MATCHED_VALUES": other}, VOCAB)
